@@ -1,0 +1,138 @@
+"""A serving profile: how fast one replica of an engine, model and GPU serves.
+
+The values come from measurements or a calibration; `origin` and `error` say which and how far off.
+Files are read and checked by `tuner.data.profiles`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+SCHEMA: Literal["tuner.profile/1"] = "tuner.profile/1"
+
+
+@dataclass(frozen=True)
+class KvCache:
+    """Paged KV cache of one replica."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    block_tokens: int
+    """Tokens per block, >= 1."""
+    blocks: int
+    """Blocks per replica, >= 1."""
+    watermark: float = 0.01
+    """Share of the blocks (0-1) that admission leaves free; int(watermark x blocks) blocks."""
+
+    @property
+    def watermark_blocks(self) -> int:
+        return int(self.watermark * self.blocks)
+
+    @property
+    def tokens(self) -> int:
+        return self.blocks * self.block_tokens
+
+
+@dataclass(frozen=True)
+class EngineLimits:
+    """Start-up limits of one replica."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    batch_size_max: int
+    """Most sequences at once; the ceiling of the `batch_size` knob."""
+    chunk_tokens: int
+    """Token budget of one engine iteration."""
+
+
+@dataclass(frozen=True)
+class StepTime:
+    """Seconds of one engine iteration.
+
+    base_s + per_prefill_token_s x prompt tokens of the iteration + per_sequence_s x sequences
+    + per_kv_token_s x tokens processed before it, summed over the batch. With `batch_table`,
+    the table over sequences (linear between its points, and beyond its last point along its last
+    segment) stands in for base_s + per_sequence_s x sequences.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    base_s: float = 0.0
+    """Seconds per iteration."""
+    per_prefill_token_s: float = 0.0
+    """Seconds per prompt token of the iteration."""
+    per_sequence_s: float = 0.0
+    """Seconds per sequence in the batch."""
+    per_kv_token_s: float = 0.0
+    """Seconds per token in the batch's KV cache."""
+    batch_table: tuple[tuple[int, float], ...] = ()
+    """(sequences, seconds) points, sequences rising; empty: base_s and per_sequence_s hold."""
+
+
+@dataclass(frozen=True)
+class Startup:
+    """How a replica starts. A profile without this section starts replicas at once."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    cold_start_s: float
+    """Median seconds from the wish for a replica to the end of its start."""
+    spread: float = 0.0
+    """Sigma of the lognormal cold start: 0.3 puts two thirds of the starts within about 30 %."""
+    warmup_request_s: float = 0.0
+    """Seconds each warm-up request adds before the replica is ready."""
+    ramp: tuple[tuple[int, float], ...] = ()
+    """(requests, speed 0-1) stages: so many first requests run at this speed; then 1."""
+
+
+@dataclass(frozen=True)
+class Frontend:
+    """CPU work in front of the engine: `threads` workers on `cores` cores, first form.
+
+    A request occupies one worker for per_request_s + per_token_s x prompt tokens, longer by
+    threads / cores where there are more threads than cores, and enters the engine in order.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    cores: int
+    """CPU cores of the host that the workers share."""
+    per_request_s: float = 0.0
+    """CPU seconds per request."""
+    per_token_s: float = 0.0
+    """CPU seconds per prompt token."""
+
+
+@dataclass(frozen=True)
+class ServingProfile:
+    """Performance of one replica; everything the simulator needs besides the load."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    schema: Literal["tuner.profile/1"]
+    name: str
+    scheduler: str
+    """Rule-set of the engine's scheduler; see `envs.simulator`."""
+    gpus_per_replica: int
+    kv: KvCache
+    limits: EngineLimits
+    step_time: StepTime
+    startup: Startup | None = None
+    frontend: Frontend | None = None
+    price_per_gpu_hour_usd: float | None = None
+    """For reports; None leaves money out of them."""
+    origin: Mapping[str, str] = field(default_factory=dict)
+    """Key of this file -> where its figure comes from."""
+    error: Mapping[str, float] = field(default_factory=dict)
+    """Name of a measured figure -> relative error of this profile against it."""
+
+    def unmodelled_knobs(self) -> dict[str, str]:
+        """Knobs that this profile says nothing about, and why; they are pinned."""
+        unmodelled = {}
+        if self.frontend is None:
+            unmodelled["threads"] = f"profile {self.name} has no frontend section"
+        if self.startup is None:
+            unmodelled["warmup_requests"] = f"profile {self.name} has no startup section"
+        return unmodelled

@@ -1,0 +1,113 @@
+"""A trace: when requests arrived and how many tokens they carried."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.core.errors import TraceError
+
+MAX_TOKENS = 10_000_000
+"""No request of any served model is longer; a larger count is a unit error in the recording."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """A span in which nothing was recorded; not the same as no load."""
+
+    start_s: float
+    end_s: float
+
+    @property
+    def length_s(self) -> float:
+        return self.end_s - self.start_s
+
+
+@dataclass(frozen=True, eq=False)
+class Trace:
+    """Requests in order of arrival, as columns of one length.
+
+    Attributes:
+        arrival_s: `(requests,)` float64, seconds since the trace's start, finite, >= 0,
+            never falling.
+        prompt_tokens: `(requests,)` int32, 1..MAX_TOKENS.
+        output_tokens: `(requests,)` int32, 1..MAX_TOKENS.
+        prefix_hit_tokens: prompt tokens that an endless prefix cache would hold, int32, or None.
+        client_id: who sent the request, int32, or None.
+        name: for reports and messages.
+        header: free key-value pairs from the file (origin, licence, seed, digest).
+        gaps: spans in which the recording is silent.
+
+    Raises:
+        TraceError: one sentence naming the first column, row and value that is wrong.
+    """
+
+    arrival_s: NDArray[np.float64]
+    prompt_tokens: NDArray[np.int32]
+    output_tokens: NDArray[np.int32]
+    prefix_hit_tokens: NDArray[np.int32] | None = None
+    client_id: NDArray[np.int32] | None = None
+    name: str = "trace"
+    header: Mapping[str, str] = field(default_factory=dict)
+    gaps: tuple[Gap, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len(self.arrival_s) == 0:
+            raise TraceError(f"{self.name}: the trace holds no request; expected at least one")
+        lengths = {name: len(column) for name, column in self.columns().items()}
+        if len(set(lengths.values())) != 1:
+            raise TraceError(f"{self.name}: columns differ in length: {lengths}")
+        self._check_arrivals()
+        for name in ("prompt_tokens", "output_tokens"):
+            self._check_tokens(name, self.columns()[name])
+        for column in self.columns().values():
+            column.flags.writeable = False
+
+    def _check_arrivals(self) -> None:
+        arrival_s = self.arrival_s
+        bad = np.flatnonzero(~np.isfinite(arrival_s) | (arrival_s < 0))
+        if len(bad):
+            row = int(bad[0])
+            raise TraceError(
+                f"{self.name}: arrival_s in row {row} is {arrival_s[row]}; "
+                "expected seconds since the trace's start, finite and >= 0"
+            )
+        falls = np.flatnonzero(np.diff(arrival_s) < 0)
+        if len(falls):
+            row = int(falls[0]) + 1
+            raise TraceError(
+                f"{self.name}: arrival_s in row {row} is {arrival_s[row]}, before the row above "
+                f"({arrival_s[row - 1]}); sort the rows by arrival_s"
+            )
+
+    def _check_tokens(self, name: str, tokens: NDArray[np.int32]) -> None:
+        bad = np.flatnonzero((tokens < 1) | (tokens > MAX_TOKENS))
+        if len(bad):
+            row = int(bad[0])
+            raise TraceError(
+                f"{self.name}: {name} in row {row} is {tokens[row]}; expected 1 to {MAX_TOKENS}"
+            )
+
+    def __len__(self) -> int:
+        return len(self.arrival_s)
+
+    def columns(self) -> dict[str, NDArray[np.float64] | NDArray[np.int32]]:
+        """The columns present, by name, in file order."""
+        columns: dict[str, NDArray[np.float64] | NDArray[np.int32]] = {
+            "arrival_s": self.arrival_s,
+            "prompt_tokens": self.prompt_tokens,
+            "output_tokens": self.output_tokens,
+        }
+        if self.prefix_hit_tokens is not None:
+            columns["prefix_hit_tokens"] = self.prefix_hit_tokens
+        if self.client_id is not None:
+            columns["client_id"] = self.client_id
+        return columns
+
+    @property
+    def last_arrival_s(self) -> float:
+        """Seconds from the trace's start to its last arrival."""
+        return float(self.arrival_s[-1])
