@@ -21,9 +21,7 @@ class Slo:
     tpot_s: float = 0.075
     """Longest mean time per output token after the first, s/token."""
 
-    def met(
-        self, ttft_s: NDArray[np.float64], tpot_s: NDArray[np.float64]
-    ) -> NDArray[np.bool_]:
+    def met(self, ttft_s: NDArray[np.float64], tpot_s: NDArray[np.float64]) -> NDArray[np.bool_]:
         """Which requests met every objective.
 
         Args:

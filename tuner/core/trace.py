@@ -61,8 +61,8 @@ class Trace:
         if len(set(lengths.values())) != 1:
             raise TraceError(f"{self.name}: columns differ in length: {lengths}")
         self._check_arrivals()
-        for name in ("prompt_tokens", "output_tokens"):
-            self._check_tokens(name, self.columns()[name])
+        self._check_tokens("prompt_tokens", self.prompt_tokens)
+        self._check_tokens("output_tokens", self.output_tokens)
         for column in self.columns().values():
             column.flags.writeable = False
 

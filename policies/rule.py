@@ -1,0 +1,68 @@
+"""Rules: policies whose arithmetic is written once, over n targets.
+
+The vector environment calls `decide` with all its targets at once; `propose_one` makes a policy of
+the same arithmetic for the control loop, as the batch of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from tuner.core.decision import Proposal
+from tuner.core.history import History
+from tuner.core.observation import ObservationArrays
+from tuner.core.protocols import FloatArray
+
+
+@dataclass(frozen=True)
+class RuleResult:
+    """What a rule wants for n targets."""
+
+    settings: FloatArray
+    """`(n, knobs)` wanted values, NaN where the rule leaves the knob alone or cannot tell."""
+    raw: FloatArray
+    """`(n,)` replicas as computed before windows and rate limits, NaN where it cannot tell."""
+    memory: FloatArray
+    """`(n, memory_size)` to hand back at the next tick; NaN in an empty place."""
+
+
+class Rule(Protocol):
+    """A policy over arrays. Pure: the same inputs give the same result."""
+
+    @property
+    def memory_size(self) -> int:
+        """Numbers that the rule remembers between ticks."""
+
+    def decide(self, now: ObservationArrays, memory: FloatArray) -> RuleResult:
+        """Settings wanted for n targets.
+
+        Args:
+            now: the latest observations.
+            memory: `(n, memory_size)`, as returned at the tick before; all NaN at the first.
+        """
+
+
+def empty_memory(rule: Rule, n: int) -> FloatArray:
+    """`(n, memory_size)` of NaN: a rule that has seen nothing yet."""
+    return np.full((n, rule.memory_size), np.nan)
+
+
+def propose_one(rule: Rule, history: History) -> Proposal:
+    """The rule's word on one target."""
+    now = ObservationArrays.of(history.knobs, history.now)
+    memory = np.array([history.memory]) if history.memory else empty_memory(rule, 1)
+    result = rule.decide(now, memory)
+    wanted = {
+        name: float(value)
+        for name, value in zip(history.knobs.names, result.settings[0], strict=True)
+        if not np.isnan(value)
+    }
+    raw = float(result.raw[0])
+    return Proposal(
+        settings=wanted,
+        memory=tuple(float(value) for value in result.memory[0]),
+        raw=None if np.isnan(raw) else raw,
+    )

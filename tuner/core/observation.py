@@ -1,0 +1,231 @@
+"""What is known of a target at one moment: the state of the decision problem."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from enum import StrEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tuner.core.knobs import KnobSettings, KnobSpace
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One scalar field of the state."""
+
+    name: str
+    unit: str
+    meaning: str
+
+
+FIELDS: tuple[FieldSpec, ...] = (
+    FieldSpec("qps", "requests/s", "arrivals per second, mean over the window"),
+    FieldSpec(
+        "prompt_tokens_per_s", "tokens/s", "prompt tokens of requests that got a first token"
+    ),
+    FieldSpec("output_tokens_per_s", "tokens/s", "generated tokens per second"),
+    FieldSpec("ttft_p50_s", "s", "median time to first token in the window"),
+    FieldSpec("ttft_p95_s", "s", "95th percentile of the time to first token"),
+    FieldSpec("ttft_p99_s", "s", "99th percentile of the time to first token"),
+    FieldSpec("tpot_p50_s", "s/token", "median time per output token of finished requests"),
+    FieldSpec("tpot_p99_s", "s/token", "99th percentile of the time per output token"),
+    FieldSpec("e2e_p99_s", "s", "99th percentile of submit to last token"),
+    FieldSpec("gpu_util", "0-1", "share of time a kernel ran; not headroom"),
+    FieldSpec("kv_cache_usage", "0-1", "mean share of KV blocks in use"),
+    FieldSpec("queue_depth", "requests", "waiting for a slot, summed over replicas and router"),
+    FieldSpec("running", "requests", "being prefilled or decoded"),
+    FieldSpec("in_flight", "requests", "sent and not yet answered, seen by client or gateway"),
+    FieldSpec("error_rate", "0-1", "share of the window's ended requests that failed"),
+    FieldSpec("preemptions_per_s", "1/s", "requests put back into the queue per second"),
+    FieldSpec("ready_replicas", "replicas", "replicas that serve"),
+    FieldSpec("starting_replicas", "replicas", "pending, starting or warming replicas"),
+    FieldSpec("draining_replicas", "replicas", "replicas that finish their requests and leave"),
+    FieldSpec("status_replicas", "replicas", "replicas that exist and are not leaving"),
+    FieldSpec("business", "any", "optional business signal, any PromQL"),
+)
+"""Order of the columns wherever a state is a row of numbers."""
+
+FIELD_NAMES: tuple[str, ...] = tuple(spec.name for spec in FIELDS)
+COLUMN: Mapping[str, int] = {name: column for column, name in enumerate(FIELD_NAMES)}
+"""Field name -> column of a state row."""
+
+
+class ReplicaState(StrEnum):
+    """Life of a replica."""
+
+    PENDING = "pending"
+    STARTING = "starting"
+    WARMING = "warming"
+    READY = "ready"
+    DRAINING = "draining"
+
+
+@dataclass(frozen=True)
+class ReplicaObservation:
+    """One replica as the metrics source saw it; None where there is no sample."""
+
+    name: str
+    state: ReplicaState
+    age_s: float
+    """Seconds since the replica was asked for."""
+    running: float | None = None
+    queue_depth: float | None = None
+    queued_prompt_tokens: float | None = None
+    kv_cache_usage: float | None = None
+    """0-1."""
+    kv_tokens: float | None = None
+
+
+REPLICA_FIELDS: tuple[str, ...] = (
+    "running",
+    "queue_depth",
+    "queued_prompt_tokens",
+    "kv_cache_usage",
+    "kv_tokens",
+)
+"""Order of the last axis wherever replicas are arrays."""
+
+REPLICA_STATES: tuple[ReplicaState, ...] = tuple(ReplicaState)
+"""Codes of replica states in arrays; -1 is no replica."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """One window of measurements of one target. None means not measured, never 0."""
+
+    at_s: float
+    """When the controller looked, on its clock."""
+    window_s: float
+    """Length of the window that rates and percentiles cover."""
+    age_s: float | None = None
+    """Age of the newest sample at `at_s`; None when there is no sample at all."""
+    settings: KnobSettings = field(default_factory=KnobSettings)
+    """Knobs in force; a knob that could not be read is absent."""
+    replicas: tuple[ReplicaObservation, ...] = ()
+
+    qps: float | None = None
+    prompt_tokens_per_s: float | None = None
+    output_tokens_per_s: float | None = None
+    ttft_p50_s: float | None = None
+    ttft_p95_s: float | None = None
+    ttft_p99_s: float | None = None
+    tpot_p50_s: float | None = None
+    tpot_p99_s: float | None = None
+    e2e_p99_s: float | None = None
+    gpu_util: float | None = None
+    kv_cache_usage: float | None = None
+    queue_depth: float | None = None
+    running: float | None = None
+    in_flight: float | None = None
+    error_rate: float | None = None
+    preemptions_per_s: float | None = None
+    ready_replicas: float | None = None
+    starting_replicas: float | None = None
+    draining_replicas: float | None = None
+    status_replicas: float | None = None
+    business: float | None = None
+
+    def row(self) -> NDArray[np.float64]:
+        """The scalar fields as `(len(FIELDS),)` float64 in the order of FIELDS, None as NaN."""
+        values = [getattr(self, name) for name in FIELD_NAMES]
+        return np.array([np.nan if v is None else v for v in values], dtype=np.float64)
+
+    @classmethod
+    def from_row(
+        cls,
+        row: NDArray[np.float64],
+        *,
+        at_s: float,
+        window_s: float,
+        age_s: float | None,
+        settings: KnobSettings,
+        replicas: tuple[ReplicaObservation, ...] = (),
+    ) -> Observation:
+        """The inverse of `row`: NaN becomes None."""
+        scalars = {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(FIELD_NAMES, row, strict=True)
+        }
+        return cls(
+            at_s=at_s,
+            window_s=window_s,
+            age_s=age_s,
+            settings=settings,
+            replicas=replicas,
+            **scalars,
+        )
+
+    def to_json(self) -> dict[str, object]:
+        """Plain data for the audit log; absent values are null."""
+        scalars = {name: getattr(self, name) for name in FIELD_NAMES}
+        return {
+            "at_s": self.at_s,
+            "window_s": self.window_s,
+            "age_s": self.age_s,
+            "settings": dict(self.settings),
+            "replicas": [
+                {f.name: getattr(replica, f.name) for f in fields(replica)}
+                for replica in self.replicas
+            ],
+            **scalars,
+        }
+
+
+@dataclass(frozen=True)
+class ReplicaArrays:
+    """The replicas of n targets as columns, padded to the largest target."""
+
+    state: NDArray[np.int64]
+    """`(n, replicas)` positions in REPLICA_STATES, -1 for no replica."""
+    age_s: NDArray[np.float64]
+    """`(n, replicas)` s since the replica was asked for."""
+    values: NDArray[np.float64]
+    """`(n, replicas, len(REPLICA_FIELDS))`, NaN where there is no sample."""
+
+    @classmethod
+    def of(cls, replicas: tuple[ReplicaObservation, ...]) -> ReplicaArrays:
+        """The replicas of one target as a batch of one."""
+        values = [[getattr(replica, name) for name in REPLICA_FIELDS] for replica in replicas]
+        shape = (1, len(replicas), len(REPLICA_FIELDS))
+        return cls(
+            state=np.array(
+                [[REPLICA_STATES.index(replica.state) for replica in replicas]], dtype=np.int64
+            ).reshape(1, len(replicas)),
+            age_s=np.array([[replica.age_s for replica in replicas]]).reshape(1, len(replicas)),
+            values=np.array(values, dtype=np.float64).reshape(shape),
+        )
+
+
+@dataclass(frozen=True)
+class ObservationArrays:
+    """Observations of n targets as columns: what rules and guardrails compute on."""
+
+    knobs: KnobSpace
+    at_s: NDArray[np.float64]
+    """`(n,)` s."""
+    age_s: NDArray[np.float64]
+    """`(n,)` s, NaN where there is no sample at all."""
+    values: NDArray[np.float64]
+    """`(n, len(FIELDS))` in the order of FIELDS, NaN where not measured."""
+    settings: NDArray[np.float64]
+    """`(n, knobs)` in force, NaN where not known."""
+    replicas: ReplicaArrays
+
+    def column(self, name: str) -> NDArray[np.float64]:
+        """`(n,)` one scalar field."""
+        return self.values[:, COLUMN[name]]
+
+    @classmethod
+    def of(cls, knobs: KnobSpace, now: Observation) -> ObservationArrays:
+        """One observation as a batch of one."""
+        return cls(
+            knobs=knobs,
+            at_s=np.array([now.at_s], dtype=np.float64),
+            age_s=np.array([np.nan if now.age_s is None else now.age_s], dtype=np.float64),
+            values=now.row()[None, :],
+            settings=knobs.row(now.settings)[None, :],
+            replicas=ReplicaArrays.of(now.replicas),
+        )
