@@ -25,6 +25,8 @@ class RuleResult:
     """`(n, knobs)` wanted values, NaN where the rule leaves the knob alone or cannot tell."""
     raw: FloatArray
     """`(n,)` replicas as computed before windows and rate limits, NaN where it cannot tell."""
+    need: FloatArray
+    """`(n,)` replicas that the load asks for, not rounded, before any tolerance; NaN likewise."""
     memory: FloatArray
     """`(n, memory_size)` to hand back at the next tick; NaN in an empty place."""
 

@@ -60,8 +60,8 @@ class MaxDelta:
     def explain(self, tick: Tick, row: int, knob: int, wanted: float, allowed: float) -> str:
         now = tick.now.settings[row, knob]
         return (
-            f"{tick.now.knobs.names[knob]} {now:.0f} -> {wanted:.0f} is too large a step for one tick:"
-            f" {allowed:.0f}"
+            f"{tick.now.knobs.names[knob]} {now:.0f} -> {wanted:.0f} is too large a step "
+            f"for one tick: {allowed:.0f}"
         )
 
 
