@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +17,8 @@ class Slo:
     The defaults are bounds of vLLM's own histogram buckets (vllm/v1/metrics/loggers.py), so that
     the share of requests within them can be read exactly on a live fleet too.
     """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     ttft_s: float = 2.5
     """Longest time to the first token, s."""

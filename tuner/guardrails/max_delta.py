@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -14,6 +15,8 @@ from tuner.core.protocols import BoolArray, FloatArray
 @dataclass(frozen=True)
 class Step:
     """Largest change in one tick, by who decides; None is no limit."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     up: int | None = None
     down: int | None = None

@@ -1,0 +1,36 @@
+"""Output files that are whole or absent: written beside their place, then moved into it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from tuner.core.errors import InputError
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Gives a temporary path in `path`'s folder; moves it to `path` when the block ends well.
+
+    If the block raises, the temporary file is removed and a file that was at `path` stays as it
+    was. A reader sees the old file or the new one, never a part: the move is one rename in one
+    folder.
+
+    Raises:
+        InputError: `path` is a folder, or its folder does not exist or cannot be written.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise InputError(f"{path}: folder {folder} does not exist; create it or name another file")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file to write")
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"{path}: folder {folder} is not writable; name another file")
+    temporary = folder / f".{path.name}.{os.getpid()}.part"
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
