@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,6 +174,20 @@ class Observation:
             **scalars,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Observation:
+        """The inverse of `to_json`.
+
+        Raises:
+            KeyError: if a key is missing.
+            TypeError: if a key is not known.
+        """
+        replicas = tuple(
+            ReplicaObservation(**{**replica, "state": ReplicaState(replica["state"])})
+            for replica in data["replicas"]
+        )
+        return cls(**{**data, "settings": KnobSettings(data["settings"]), "replicas": replicas})
+
 
 @dataclass(frozen=True)
 class ReplicaArrays:
@@ -218,6 +233,36 @@ class ObservationArrays:
         """`(n,)` one scalar field."""
         return self.values[:, COLUMN[name]]
 
+    def take(self, rows: NDArray[np.intp]) -> ObservationArrays:
+        """Some of the targets."""
+        return ObservationArrays(
+            knobs=self.knobs,
+            at_s=self.at_s[rows],
+            age_s=self.age_s[rows],
+            values=self.values[rows],
+            settings=self.settings[rows],
+            replicas=ReplicaArrays(
+                state=self.replicas.state[rows],
+                age_s=self.replicas.age_s[rows],
+                values=self.replicas.values[rows],
+            ),
+        )
+
+    def replaced(self, rows: NDArray[np.intp], others: ObservationArrays) -> ObservationArrays:
+        """These targets with some of them exchanged for `others`, row by row."""
+        return ObservationArrays(
+            knobs=self.knobs,
+            at_s=exchanged(self.at_s, rows, others.at_s),
+            age_s=exchanged(self.age_s, rows, others.age_s),
+            values=exchanged(self.values, rows, others.values),
+            settings=exchanged(self.settings, rows, others.settings),
+            replicas=ReplicaArrays(
+                state=exchanged(self.replicas.state, rows, others.replicas.state),
+                age_s=exchanged(self.replicas.age_s, rows, others.replicas.age_s),
+                values=exchanged(self.replicas.values, rows, others.replicas.values),
+            ),
+        )
+
     @classmethod
     def of(cls, knobs: KnobSpace, now: Observation) -> ObservationArrays:
         """One observation as a batch of one."""
@@ -229,3 +274,10 @@ class ObservationArrays:
             settings=knobs.row(now.settings)[None, :],
             replicas=ReplicaArrays.of(now.replicas),
         )
+
+
+def exchanged(mine: NDArray[Any], rows: NDArray[np.intp], theirs: NDArray[Any]) -> NDArray[Any]:
+    """A copy of `mine` with `theirs` in the given rows."""
+    result = mine.copy()
+    result[rows] = theirs
+    return result

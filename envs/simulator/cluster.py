@@ -1,0 +1,127 @@
+"""One simulated target behind the same face as a live one."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from envs.reward import Outcome
+from envs.simulator.fleet import Fleet, RequestColumns
+from envs.simulator.observe import ObservedFleet
+from tuner.core.clock import Clock
+from tuner.core.decision import Decision, Receipt
+from tuner.core.knobs import KnobSettings, KnobSpace
+from tuner.core.observation import (
+    REPLICA_FIELDS,
+    REPLICA_STATES,
+    Observation,
+    ObservationArrays,
+    ReplicaObservation,
+)
+from tuner.core.profile import ServingProfile
+from tuner.core.slo import Slo
+from tuner.core.trace import Trace
+
+
+class SimulatedCluster:
+    """A cluster whose time is the clock that it is given; it catches up when looked at.
+
+    Args:
+        trace: the load.
+        profile: how fast a replica serves.
+        knobs: the target's knobs.
+        clock: whose time the cluster follows.
+        initial: settings in force at the start; these replicas are ready then.
+        seed: of cold starts, jitter and lost scrapes.
+        start_s: place in the trace at which the simulation begins.
+        keep: share (0-1] of the trace's requests.
+        slots: most replicas held at once, draining ones included.
+        router, slo, jitter, scrape_loss: as in `envs.config.EnvConfig`.
+        record: keep what became of each request.
+    """
+
+    def __init__(
+        self,
+        trace: Trace,
+        profile: ServingProfile,
+        knobs: KnobSpace,
+        clock: Clock,
+        *,
+        initial: KnobSettings,
+        seed: int,
+        start_s: float = 0.0,
+        keep: float = 1.0,
+        slots: int | None = None,
+        router: str = "least_loaded",
+        slo: Slo | None = None,
+        jitter: float = 0.0,
+        scrape_loss: float = 0.0,
+        record: bool = False,
+    ) -> None:
+        seeds = np.array([seed], dtype=np.uint64)
+        self._knobs = knobs
+        self._clock = clock
+        self._fleet = Fleet(
+            trace,
+            profile,
+            seeds=seeds,
+            slots=slots or knobs["replicas"].high + 8,
+            router=router,
+            slo=slo or Slo(),
+            jitter=jitter,
+            record=record,
+        )
+        self._observed = ObservedFleet(self._fleet, knobs, scrape_loss=scrape_loss)
+        self._observed.reset(
+            np.array([0]),
+            start_s=np.array([start_s]),
+            seeds=seeds,
+            settings=knobs.row({**knobs.defaults(), **initial})[None, :],
+            keep=np.array([keep]),
+        )
+        self._looked_s = start_s
+        self.outcome: Outcome | None = None
+        """What truly happened between the last two looks; None before the first."""
+
+    @property
+    def done(self) -> bool:
+        """Every request of the trace has ended."""
+        return bool(self._fleet.done()[0])
+
+    def requests(self) -> RequestColumns:
+        """What became of each request of the trace, if recorded."""
+        return self._fleet.requests()
+
+    def observe(self) -> Observation:
+        now_s = self._clock.now_s()
+        self._fleet.advance(np.array([now_s]))
+        seen, self.outcome = self._observed.look()
+        window_s, self._looked_s = now_s - self._looked_s, now_s
+        age_s = float(seen.age_s[0])
+        return Observation.from_row(
+            seen.values[0],
+            at_s=now_s,
+            window_s=window_s,
+            age_s=None if np.isnan(age_s) else age_s,
+            settings=self._knobs.settings(seen.settings[0]),
+            replicas=_replicas(seen),
+        )
+
+    def apply(self, decision: Decision) -> Receipt:
+        self._observed.apply(self._knobs.row(decision.target)[None, :])
+        return Receipt(at_s=self._clock.now_s(), applied=decision.target)
+
+
+def _replicas(seen: ObservationArrays) -> tuple[ReplicaObservation, ...]:
+    replicas = seen.replicas
+    found = []
+    for slot in np.flatnonzero(replicas.state[0] >= 0):
+        values = [None if np.isnan(v) else float(v) for v in replicas.values[0, slot]]
+        found.append(
+            ReplicaObservation(
+                name=f"replica-{slot}",
+                state=REPLICA_STATES[replicas.state[0, slot]],
+                age_s=float(replicas.age_s[0, slot]),
+                **dict(zip(REPLICA_FIELDS, values, strict=True)),
+            )
+        )
+    return tuple(found)

@@ -1,0 +1,182 @@
+"""What a controller sees of a simulated fleet: the truth, through a scrape.
+
+Percentiles are read off the engine's own histogram buckets as PromQL's `histogram_quantile` does
+(prometheus/promql/quantile.go), so that a trained policy meets the same coarseness in production.
+A lost scrape leaves every measured field empty and the sample's age growing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from envs.reward import Outcome
+from envs.draws import uniform
+from envs.simulator.fleet import (
+    E2E_BOUNDS_S,
+    TPOT_BOUNDS_S,
+    TTFT_BOUNDS_S,
+    Fleet,
+    FleetSettings,
+    Gauges,
+    Window,
+)
+from tuner.core.knobs import KnobSpace
+from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
+from tuner.core.protocols import BoolArray, FloatArray, IntArray
+
+
+def histogram_quantile(q: float, bounds: FloatArray, counts: IntArray) -> FloatArray:
+    """The q-quantile of n histograms, linear inside a bucket.
+
+    Args:
+        q: 0-1.
+        bounds: `(buckets,)` upper bounds, rising; the lower bound of the first bucket is 0.
+        counts: `(n, buckets + 1)` observations per bucket, the last one above every bound.
+
+    Returns:
+        `(n,)`; NaN without observations, the last bound for a rank beyond it.
+    """
+    cumulative = np.cumsum(counts, axis=1)
+    rank = q * cumulative[:, -1]
+    bucket = np.minimum((cumulative < rank[:, None]).sum(axis=1), len(bounds))
+    rows = np.arange(len(counts))
+    edges = np.concatenate(([0.0], bounds))
+    inside = np.minimum(bucket, len(bounds) - 1)
+    before = cumulative[rows, inside] - counts[rows, inside]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = (rank - before) / counts[rows, inside]
+        value = edges[inside] + (edges[inside + 1] - edges[inside]) * share
+    value = np.where(bucket == len(bounds), bounds[-1], value)
+    return np.where(cumulative[:, -1] > 0, value, np.nan)
+
+
+def values_of(window: Window, gauges: Gauges) -> FloatArray:
+    """`(n, len(FIELDS))` the scalar state of n fleets; NaN where nothing was measured."""
+    values = np.full((len(gauges.now_s), len(FIELDS)), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        span_s = np.where(window.length_s > 0, window.length_s, np.nan)
+        ended = window.finished + window.rejected
+        columns = {
+            "qps": window.arrivals / span_s,
+            "prompt_tokens_per_s": window.prompt_tokens / span_s,
+            "output_tokens_per_s": window.output_tokens / span_s,
+            "ttft_p50_s": histogram_quantile(0.50, TTFT_BOUNDS_S, window.ttft_hist),
+            "ttft_p95_s": histogram_quantile(0.95, TTFT_BOUNDS_S, window.ttft_hist),
+            "ttft_p99_s": histogram_quantile(0.99, TTFT_BOUNDS_S, window.ttft_hist),
+            "tpot_p50_s": histogram_quantile(0.50, TPOT_BOUNDS_S, window.tpot_hist),
+            "tpot_p99_s": histogram_quantile(0.99, TPOT_BOUNDS_S, window.tpot_hist),
+            "e2e_p99_s": histogram_quantile(0.99, E2E_BOUNDS_S, window.e2e_hist),
+            "gpu_util": np.where(window.replica_s > 0, window.busy_s / window.replica_s, np.nan),
+            "kv_cache_usage": gauges.kv_cache_usage,
+            "queue_depth": gauges.queue_depth,
+            "running": gauges.running,
+            "in_flight": gauges.in_flight,
+            "error_rate": np.where(ended > 0, window.rejected / ended, np.nan),
+            "preemptions_per_s": window.preemptions / span_s,
+            "ready_replicas": gauges.ready,
+            "starting_replicas": gauges.starting,
+            "draining_replicas": gauges.draining,
+            "status_replicas": gauges.ready + gauges.starting,
+        }
+    for name, column in columns.items():
+        values[:, COLUMN[name]] = column
+    return values
+
+
+class ObservedFleet:
+    """n simulated fleets as a controller meets them: looked at once a tick, through a scrape.
+
+    Both the single cluster of the control loop and the vector environment stand on it, so that
+    one seed shows both the same numbers.
+
+    Args:
+        fleet: the truth.
+        knobs: the order of the settings columns.
+        scrape_loss: chance (0-1) that a look finds no sample.
+    """
+
+    def __init__(self, fleet: Fleet, knobs: KnobSpace, *, scrape_loss: float = 0.0) -> None:
+        n = len(fleet.gauges().now_s)
+        self.fleet = fleet
+        self._knobs = knobs
+        self._scrape_loss = scrape_loss
+        self._seeds = np.zeros(n, dtype=np.uint64)
+        self._looks = np.zeros(n, dtype=np.int64)
+        self._age_s = np.full(n, np.nan)
+        self._settings = np.tile(knobs.row(knobs.defaults()), (n, 1))
+
+    def reset(
+        self,
+        rows: NDArray[np.intp],
+        *,
+        start_s: FloatArray,
+        seeds: NDArray[np.uint64],
+        settings: FloatArray,
+        keep: FloatArray,
+    ) -> None:
+        """Start some fleets afresh: empty, `settings` in force, their replicas ready.
+
+        Args:
+            rows: `(k,)` which fleets.
+            start_s: `(k,)` place in the trace, s.
+            seeds: `(k,)` of everything random in them.
+            settings: `(k, knobs)`.
+            keep: `(k,)` share (0-1] of the trace's requests.
+        """
+        self._seeds[rows] = seeds
+        self._looks[rows] = 0
+        self._age_s[rows] = np.nan
+        self._settings[rows] = settings
+        self.fleet.reset(
+            rows, start_s=start_s, seeds=seeds, settings=self._fleet_settings(rows), keep=keep
+        )
+
+    def apply(self, target: FloatArray) -> None:
+        """Bring about `(n, knobs)` settings; NaN leaves a knob as it is."""
+        self._settings = np.where(np.isnan(target), self._settings, target)
+        self.fleet.apply(self._fleet_settings(slice(None)))
+
+    def _fleet_settings(self, rows: NDArray[np.intp] | slice) -> FleetSettings:
+        settings = self._settings[rows].astype(np.int64)
+        return FleetSettings(
+            **{name: settings[:, column] for column, name in enumerate(self._knobs.names)}
+        )
+
+    def look(self) -> tuple[ObservationArrays, Outcome]:
+        """What is seen now, and what truly happened since the last look."""
+        gauges, window = self.fleet.gauges(), self.fleet.window()
+        values = values_of(window, gauges)
+        lost = uniform(self._seeds, self._looks) < self._scrape_loss
+        self._looks += window.length_s > 0
+        values[lost] = np.nan
+        self._age_s = np.where(lost, self._age_s + window.length_s, 0.0)
+        now = ObservationArrays(
+            knobs=self._knobs,
+            at_s=gauges.now_s,
+            age_s=self._age_s,
+            values=values,
+            settings=self._settings,
+            replicas=_replicas(gauges, lost),
+        )
+        return now, Outcome(
+            arrivals=window.arrivals,
+            finished=window.finished,
+            met=window.met,
+            missed=window.missed,
+            replica_s=window.replica_s,
+            business=np.full(len(values), np.nan),
+        )
+
+
+def _replicas(gauges: Gauges, lost: BoolArray) -> ReplicaArrays:
+    # The fleet's codes are OFF, STARTING, WARMING, READY, DRAINING: one ahead of PENDING, which a
+    # simulated replica never is.
+    values = np.stack([getattr(gauges, f"replica_{name}") for name in REPLICA_FIELDS], axis=2)
+    values[lost] = np.nan
+    state = gauges.replica_state.astype(np.int64)
+    return ReplicaArrays(
+        state=np.where(state == 0, -1, state),
+        age_s=gauges.now_s[:, None] - gauges.replica_started_s,
+        values=values,
+    )

@@ -1,0 +1,17 @@
+"""The spaces that single and vector environment share."""
+
+from __future__ import annotations
+
+import numpy as np
+from gymnasium.spaces import Box
+from policies.codec import Codec
+
+
+def observation_space(codec: Codec) -> Box:
+    """The codec's features: `(features,)` float32 between their bounds."""
+    return Box(codec.observation_low, codec.observation_high, dtype=np.float32)
+
+
+def action_space(codec: Codec) -> Box:
+    """One number per knob: -1..1, and 0..0 for a knob that is pinned."""
+    return Box(codec.action_low, codec.action_high, dtype=np.float32)

@@ -1,0 +1,224 @@
+"""Many serving targets at once: one `gymnasium.vector` environment without a loop over targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.typing import NDArray
+from policies.codec import Codec, Seen
+
+from envs.config import EnvConfig
+from envs.reward import RewardScale, reward
+from envs.draws import child_seeds, uniform
+from envs.simulator.fleet import Fleet
+from envs.simulator.observe import ObservedFleet
+from envs.spaces import action_space, observation_space
+from policies.rule import Rule, RuleResult, empty_memory
+from tuner.core.decision import Arbitration, Guardrails, Reason, Tick, arbitrate_arrays
+from tuner.core.observation import ObservationArrays, exchanged
+from tuner.core.profile import ServingProfile
+from tuner.core.protocols import BoolArray, FloatArray
+from tuner.core.trace import Trace
+
+# Places of an episode's draws under its seed.
+_START, _KEEP, _REPLICAS, _FLEET = range(4)
+
+
+class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
+    """n simulated targets on one trace, each in an episode of its own.
+
+    Spaces, reward, start and end are those of `ServingEnv`; here they are arrays. An environment
+    that ends is reset within the same step (`AutoresetMode.SAME_STEP`): its last observation is in
+    `infos["final_obs"]`, the observation returned is the first of its next episode.
+
+    Episode e of environment i depends on (seed, i, e) only, so the number of environments beside
+    it and the number of threads change nothing.
+
+    Args:
+        trace: the load; episodes begin at random places of it.
+        profile: how fast a replica serves.
+        codec: features and actions.
+        n_envs: environments.
+        guardrails: the same objects that act in production.
+        fallback: the rule that decides where a guardrail trips.
+        config: scenario family.
+        scale: what the reward is relative to.
+        seed: of everything that is drawn.
+        slots: most replicas held at once per target, draining ones included.
+        threads: simulation threads; the results do not depend on it.
+    """
+
+    metadata = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012 - gymnasium's own form
+
+    def __init__(
+        self,
+        trace: Trace,
+        profile: ServingProfile,
+        codec: Codec,
+        *,
+        n_envs: int,
+        guardrails: Guardrails,
+        fallback: Rule,
+        config: EnvConfig,
+        scale: RewardScale,
+        seed: int = 0,
+        slots: int | None = None,
+        threads: int = 1,
+    ) -> None:
+        config.validate()
+        self.num_envs = n_envs
+        self.single_observation_space = observation_space(codec)
+        self.single_action_space = action_space(codec)
+        self.observation_space = batch_space(self.single_observation_space, n_envs)
+        self.action_space = batch_space(self.single_action_space, n_envs)
+        self.codec = codec
+        self.guardrails = guardrails
+        self.fallback = fallback
+        self.config = config
+        self.scale = scale
+        self.trace = trace
+        self._seed = seed
+        self._fleet = ObservedFleet(
+            Fleet(
+                trace,
+                profile,
+                seeds=np.zeros(n_envs, dtype=np.uint64),
+                slots=slots or codec.knobs["replicas"].high + 8,
+                router=config.router,
+                slo=config.slo,
+                jitter=config.jitter,
+                threads=threads,
+            ),
+            codec.knobs,
+            scrape_loss=config.scrape_loss,
+        )
+        self._episode = np.zeros(n_envs, dtype=np.int64)
+        self._ticks = np.zeros(n_envs, dtype=np.int64)
+        self._at_s = np.zeros(n_envs)
+        self._memory = empty_memory(codec, n_envs)
+        self._fallback_memory = empty_memory(fallback, n_envs)
+        self._now: ObservationArrays
+        self._seen: Seen
+        self.last: tuple[Tick, Arbitration] | None = None
+        """What the last step looked at and decided; for tests and recordings."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[FloatArray, dict[str, Any]]:
+        """Start every environment afresh: at its first episode if a seed is given, else its next.
+
+        Options are not used.
+        """
+        if seed is not None:
+            self._seed = seed
+            self._episode[:] = 0
+        self._begin(np.arange(self.num_envs))
+        self._now, _ = self._fleet.look()
+        self._seen = self.codec.observe(self._now, self._memory)
+        return self._seen.features, {}
+
+    def step(
+        self, actions: FloatArray
+    ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+        """One tick of every environment.
+
+        Args:
+            actions: `(n, knobs)` in [-1, 1]; a row that is not finite is a failed policy.
+
+        Returns:
+            features, reward, terminated (never), truncated, and infos: the arrays of `Outcome`,
+            `tripped`, `clamped`, and at the end of an episode `final_obs` with its mask
+            `_final_obs`.
+        """
+        self._decide(np.asarray(actions, dtype=np.float64))
+        self._at_s += self.config.tick_s
+        self._ticks += 1
+        self._fleet.fleet.advance(self._at_s)
+        self._now, outcome = self._fleet.look()
+        self._seen = self.codec.observe(self._now, self._memory)
+        gained = reward(outcome, self.config.weights, self.scale)
+        truncated = self._ticks >= self.config.episode_ticks
+        infos: dict[str, Any] = vars(outcome) | {
+            "tripped": self._decided.tripped,
+            "clamped": self._decided.clamped,
+        }
+        if truncated.any():
+            infos |= {"final_obs": self._seen.features, "_final_obs": truncated}
+            self._restart(np.flatnonzero(truncated))
+        return self._seen.features, gained, np.zeros_like(truncated), truncated, infos
+
+    def _decide(self, actions: FloatArray) -> None:
+        before = self._memory
+        failed = ~np.isfinite(actions).all(axis=1)
+        settings, memory = self.codec.act(
+            np.where(failed[:, None], 0.0, actions), self._now, self._seen
+        )
+        asked = self.fallback.decide(self._now, self._fallback_memory)
+        tick = Tick(
+            now=self._now,
+            proposed=np.where(failed[:, None], np.nan, settings),
+            fault=np.where(failed, Reason.ProposalNotFinite, Reason.Trusted).astype(np.int64),
+        )
+        decided = arbitrate_arrays(tick, asked.settings, self.guardrails)
+        # A policy that failed keeps the memory it had, as in `History.decided`.
+        self._memory = np.where(failed[:, None], before, memory)
+        self._fallback_memory = asked.memory
+        self._fleet.apply(decided.target)
+        self.last = (tick, decided)
+        self._decided = decided
+
+    def _begin(self, rows: NDArray[np.intp]) -> None:
+        """Draw and start an episode for some environments, up to its first observation."""
+        config, knobs = self.config, self.codec.knobs
+        seeds = episode_seeds(self._seed, rows, self._episode[rows])
+        span_s = config.tick_s * (config.episode_ticks + 1)
+        latest_s = max(0.0, self.trace.last_arrival_s - span_s)
+        low, high = config.start_replicas
+        start_s = uniform(seeds, _START) * latest_s
+        settings = np.tile(knobs.row(knobs.defaults()), (len(rows), 1))
+        settings[:, knobs.column("replicas")] = low + np.floor(
+            uniform(seeds, _REPLICAS) * (high - low + 1)
+        )
+        keep = config.keep[0] + uniform(seeds, _KEEP) * (config.keep[1] - config.keep[0])
+        self._fleet.reset(
+            rows,
+            start_s=start_s,
+            seeds=child_seeds(seeds, _FLEET),
+            settings=settings,
+            keep=keep,
+        )
+        self._episode[rows] += 1
+        self._ticks[rows] = 0
+        self._memory[rows] = np.nan
+        self._fallback_memory[rows] = np.nan
+        # The first decision follows one tick of load, as a controller's first sync does.
+        self._at_s[rows] = start_s + config.tick_s
+        self._fleet.fleet.advance(self._at_s)
+
+    def _restart(self, rows: NDArray[np.intp]) -> None:
+        """Begin the next episodes of some environments; the others keep what they have seen."""
+        kept_now, kept = self._now, self._seen
+        self._begin(rows)
+        fresh_now, _ = self._fleet.look()
+        fresh = self.codec.observe(fresh_now.take(rows), self._memory[rows])
+        self._now = kept_now.replaced(rows, fresh_now.take(rows))
+        base = {
+            name: exchanged(column, rows, getattr(fresh.base, name))
+            for name, column in vars(kept.base).items()
+        }
+        self._seen = Seen(
+            features=exchanged(kept.features, rows, fresh.features),
+            base=RuleResult(**base),
+            memory=exchanged(kept.memory, rows, fresh.memory),
+        )
+
+
+def episode_seeds(
+    seed: int, rows: NDArray[np.intp], episodes: NDArray[np.int64]
+) -> NDArray[np.uint64]:
+    """`(k,)` seeds that depend on (seed, environment, episode) only."""
+    roots = child_seeds(np.full(len(rows), seed, dtype=np.uint64), rows.astype(np.int64))
+    return child_seeds(roots, episodes)

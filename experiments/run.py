@@ -1,0 +1,188 @@
+"""One policy on one trace: the control loop around a simulated cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from envs.reward import Outcome
+from envs.simulator.cluster import SimulatedCluster
+from experiments.config import RunConfig
+from experiments.result import RequestTable, RunResult, TickTable
+from tuner.control.loop import ticks
+from tuner.core.audit import MemoryAudit
+from tuner.core.clock import VirtualClock
+from tuner.core.decision import Decision
+from tuner.core.history import History
+from tuner.core.knobs import KnobSettings, KnobSpace
+from tuner.core.observation import Observation
+from tuner.core.profile import ServingProfile
+from tuner.core.protocols import Policy
+from tuner.core.trace import Trace
+from tuner.knobs import KNOBS, knob_space
+
+
+def target_knobs(profile: ServingProfile, *, max_replicas: int) -> KnobSpace:
+    """The knobs of a target that runs this profile.
+
+    A knob that the profile does not model has one allowed value: it is pinned.
+    """
+    ranges = {
+        "replicas": (1, max_replicas),
+        "batch_size": (1, profile.limits.batch_size_max),
+    }
+    for name in profile.unmodelled_knobs():
+        ranges[name] = (KNOBS[name].default, KNOBS[name].default)
+    return knob_space(**ranges)
+
+
+def run(
+    trace: Trace,
+    profile: ServingProfile,
+    policy: Policy,
+    *,
+    config: RunConfig,
+    seed: int,
+    fallback: Policy,
+    initial: Mapping[str, int] | None = None,
+    settings: Mapping[str, object] | None = None,
+    progress: Callable[[float], None] | None = None,
+) -> RunResult:
+    """Simulate a policy until every request has ended, at most `overtime_s` after the last arrival.
+
+    Args:
+        trace: the load.
+        profile: how fast a replica serves.
+        policy: who proposes.
+        config: objectives, tick, guardrails and bounds.
+        seed: of cold starts and jitter; the same seed gives the same bits.
+        fallback: who decides where a guardrail trips.
+        initial: settings in force at the first arrival; knobs left out take their default.
+        settings: the policy's parameters, for the report.
+        progress: called now and then with the share (0-1) that is done.
+    """
+    knobs = target_knobs(profile, max_replicas=config.max_replicas)
+    # A controller's first look comes one period after it starts, as HPA's first sync does.
+    clock = VirtualClock(config.tick_s)
+    cluster = SimulatedCluster(
+        trace,
+        profile,
+        knobs,
+        clock,
+        initial=_initial(knobs, config, initial or {}),
+        seed=seed,
+        router=config.router,
+        slo=config.slo,
+        jitter=config.jitter,
+        record=True,
+    )
+    audit = MemoryAudit()
+    outcomes: list[Outcome] = []
+    end_s = trace.last_arrival_s + config.overtime_s
+    for _ in ticks(
+        cluster,
+        clock,
+        History(knobs),
+        policy,
+        config.guardrails.build(),
+        fallback,
+        audit,
+        "simulate",
+        every_s=config.tick_s,
+    ):
+        assert cluster.outcome is not None
+        outcomes.append(cluster.outcome)
+        if progress is not None and len(outcomes) % 64 == 0:
+            progress(min(1.0, clock.now_s() / end_s))
+        if cluster.done or clock.now_s() >= end_s:
+            break
+    return _result(trace, profile, policy, seed, cluster, audit, outcomes, settings or {})
+
+
+def _initial(knobs: KnobSpace, config: RunConfig, initial: Mapping[str, int]) -> KnobSettings:
+    start = dict(knobs.defaults())
+    if config.initial_replicas is not None:
+        start["replicas"] = config.initial_replicas
+    return KnobSettings({**start, **initial})
+
+
+def _result(
+    trace: Trace,
+    profile: ServingProfile,
+    policy: Policy,
+    seed: int,
+    cluster: SimulatedCluster,
+    audit: MemoryAudit,
+    outcomes: list[Outcome],
+    settings: Mapping[str, object],
+) -> RunResult:
+    requests = cluster.requests()
+    table = RequestTable(
+        arrival_s=trace.arrival_s,
+        prompt_tokens=trace.prompt_tokens,
+        output_tokens=trace.output_tokens,
+        ttft_s=requests.ttft_s,
+        e2e_s=requests.e2e_s,
+        tpot_s=requests.tpot_s,
+        replica=requests.replica,
+        preemptions=requests.preemptions,
+        rejected=requests.rejected,
+    )
+    decisions = audit.decisions
+    rows = [
+        _tick_row(record.observation, record.decision, outcome)
+        for record, outcome in zip(audit.records, outcomes, strict=True)
+    ]
+    replica_hours = sum(float(outcome.replica_s[0]) for outcome in outcomes) / 3600
+    return RunResult(
+        policy=policy.name,
+        seed=seed,
+        requests=table,
+        ticks=TickTable.of(rows),
+        replica_hours=replica_hours,
+        gpu_hours=replica_hours * profile.gpus_per_replica,
+        span_s=trace.last_arrival_s,
+        actions=sum(1 for decision in decisions if decision.changes),
+        clamps=sum(1 for decision in decisions if decision.clamps),
+        trips=sum(1 for decision in decisions if decision.trips),
+        pinned=profile.unmodelled_knobs(),
+        settings=settings,
+    )
+
+
+def _tick_row(seen: Observation, decision: Decision, outcome: Outcome) -> dict[str, object]:
+    target = {**decision.settings, **decision.target}
+    return {
+        **{name: getattr(seen, name) for name in _SEEN},
+        "wanted_replicas": target.get("replicas"),
+        "batch_size": target.get("batch_size"),
+        "threads": target.get("threads"),
+        "warmup_requests": target.get("warmup_requests"),
+        "met": int(outcome.met[0]),
+        "missed": int(outcome.missed[0]),
+        "finished": int(outcome.finished[0]),
+        "source": decision.source,
+        "clamped": bool(decision.clamps),
+        "tripped": bool(decision.trips),
+        "sentence": decision.sentence(),
+    }
+
+
+_SEEN = (
+    "at_s",
+    "window_s",
+    "qps",
+    "prompt_tokens_per_s",
+    "output_tokens_per_s",
+    "ttft_p50_s",
+    "ttft_p95_s",
+    "ttft_p99_s",
+    "tpot_p50_s",
+    "tpot_p99_s",
+    "queue_depth",
+    "running",
+    "kv_cache_usage",
+    "gpu_util",
+    "ready_replicas",
+    "starting_replicas",
+    "draining_replicas",
+)
