@@ -68,3 +68,14 @@ def propose_one(rule: Rule, history: History) -> Proposal:
         memory=tuple(float(value) for value in result.memory[0]),
         raw=None if np.isnan(raw) else raw,
     )
+
+
+@dataclass(frozen=True)
+class RulePolicy:
+    """A rule as the control loop's policy."""
+
+    name: str
+    rule: Rule
+
+    def propose(self, history: History) -> Proposal:
+        return propose_one(self.rule, history)

@@ -1,0 +1,22 @@
+"""The exact simulator: engine iterations of a fleet of replicas, event by event."""
+
+from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator.fleet import Fleet, FleetSettings
+from envs.simulator.layout import ReplicaState
+from envs.simulator.routing import ROUTERS
+from envs.simulator.schedulers import SCHEDULERS
+from envs.simulator.telemetry import Gauges, RequestColumns, Window
+
+__all__ = [
+    "E2E_BOUNDS_S",
+    "ROUTERS",
+    "SCHEDULERS",
+    "TPOT_BOUNDS_S",
+    "TTFT_BOUNDS_S",
+    "Fleet",
+    "FleetSettings",
+    "Gauges",
+    "ReplicaState",
+    "RequestColumns",
+    "Window",
+]

@@ -52,9 +52,10 @@ class StepTime:
     """Seconds of one engine iteration.
 
     base_s + per_prefill_token_s x prompt tokens of the iteration + per_sequence_s x sequences
-    + per_kv_token_s x tokens processed before it, summed over the batch. With `batch_table`,
-    the table over sequences (linear between its points, and beyond its last point along its last
-    segment) stands in for base_s + per_sequence_s x sequences.
+    + per_kv_token_s x tokens processed before it, summed over the batch, + prefill_base_s if the
+    iteration holds any prompt token. With `batch_table`, the table over sequences (linear between
+    its points, and beyond its last point along its last segment) stands in for
+    base_s + per_sequence_s x sequences.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -69,6 +70,9 @@ class StepTime:
     """Seconds per token in the batch's KV cache."""
     batch_table: tuple[tuple[int, float], ...] = ()
     """(sequences, seconds) points, sequences rising; empty: base_s and per_sequence_s hold."""
+    prefill_base_s: float = 0.0
+    """Seconds more of an iteration with prompt tokens, however few: engines replay decodes as
+    CUDA graphs and launch prefills kernel by kernel."""
 
 
 @dataclass(frozen=True)

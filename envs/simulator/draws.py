@@ -1,0 +1,63 @@
+"""Counter-based draws: a pure function of (seed, stream, number).
+
+No draw depends on how many others were made before it, so an env's result depends on its own seed
+alone, whatever runs beside it. The mixer is SplitMix64 (Steele, Lea, Flood 2014, "Fast splittable
+pseudorandom number generators", figure 15, with Stafford's variant 13 constants).
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+COLD_START = np.uint64(1)
+JITTER = np.uint64(2)
+THINNING = np.uint64(3)
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
+_MIX_2 = np.uint64(0x94D049BB133111EB)
+_TO_UNIT = 2.0**-53
+_TRUNCATION = 3.0
+"""A truncated normal draw lies within so many standard deviations."""
+
+
+@njit(cache=True, error_model="numpy")
+def _mixed(word: np.uint64) -> np.uint64:
+    word = (word ^ (word >> np.uint64(30))) * _MIX_1
+    word = (word ^ (word >> np.uint64(27))) * _MIX_2
+    return word ^ (word >> np.uint64(31))
+
+
+@njit(cache=True, error_model="numpy")
+def uniform(seed: np.uint64, stream: np.uint64, number: int) -> float:
+    """Draw in (0, 1)."""
+    word = _mixed(seed + _GAMMA * stream)
+    word = _mixed(word + _GAMMA * (np.uint64(number) + np.uint64(1)))
+    return (float(word >> np.uint64(11)) + 0.5) * _TO_UNIT
+
+
+@njit(cache=True, error_model="numpy")
+def normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
+    """Standard normal draw (Box-Muller)."""
+    radius = math.sqrt(-2.0 * math.log(uniform(seed, stream, 2 * number)))
+    return radius * math.cos(2.0 * math.pi * uniform(seed, stream, 2 * number + 1))
+
+
+@njit(cache=True, error_model="numpy")
+def truncated_normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
+    """Standard normal draw given that it lies within 3 standard deviations."""
+    attempt = 0
+    draw = normal(seed, stream, number << 8)
+    while abs(draw) > _TRUNCATION:
+        attempt += 1
+        draw = normal(seed, stream, (number << 8) + attempt)
+    return draw
+
+
+@njit(cache=True, error_model="numpy")
+def lognormal_of_mean_one(seed: np.uint64, stream: np.uint64, number: int, sigma: float) -> float:
+    """Lognormal factor with mean 1; `sigma` is that of its logarithm."""
+    return math.exp(sigma * normal(seed, stream, number) - 0.5 * sigma * sigma)

@@ -1,0 +1,190 @@
+"""The event loop of one env, and what happens to it from outside: reset and new settings.
+
+At one moment, in this order: runs and stages of life end, lowest slot first; what waits at the
+router is dispatched; the trace's requests arrive; settings change.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from envs.simulator.buckets import KINDS, WIDTH
+from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
+from envs.simulator.lifecycle import (
+    leave_if_drained,
+    place_ready,
+    reconcile,
+    stage_ended,
+    switch_off,
+)
+from envs.simulator.outcomes import forget_outcomes
+from envs.simulator.queueing import has_room
+from envs.simulator.routing import arrive, dispatch, next_kept
+from envs.simulator.vidur_sarathi import cap_raised, end_run, start_iteration
+
+_STARTING = int(ReplicaState.STARTING)
+_WARMING = int(ReplicaState.WARMING)
+
+
+@njit(cache=True, error_model="numpy", nogil=True)
+def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64]) -> int:
+    """Bring envs first..last - 1 to their times.
+
+    Returns:
+        -1 when all are there; else the first env whose pool is full: give it more room and call
+        again, nothing is lost.
+    """
+    engine = memory.engine[0]
+    for index in range(first, last):
+        env = memory.envs[index]
+        if not _advance_env(memory, engine, env, until_s[index]):
+            return index
+    return -1
+
+
+@njit(cache=True, error_model="numpy")
+def reset(
+    memory: Memory,
+    index: int,
+    seed: np.uint64,
+    start_s: float,
+    first_request: int,
+    keep: float,
+    replicas: int,
+) -> None:
+    """Start an env afresh; the settings other than `replicas` are in its record already."""
+    engine = memory.engine[0]
+    env = memory.envs[index]
+    env.index = index
+    env.seed = seed
+    env.keep = keep
+    env.clock_s = start_s
+    env.window_start_s = start_s
+    env.replicas = replicas
+    env.top = 0
+    env.ready = 0
+    env.held = 0
+    env.held_since_s = start_s
+    env.starts = 0
+    env.cursor = 0
+    env.router_waiting = 0
+    env.in_flight = 0
+    env.flight_used = 0
+    env.flight_free = NO_REQUEST
+    for slot in range(engine.slots):
+        switch_off(memory, engine, env, slot)
+    for slot in range(replicas):
+        place_ready(memory, engine, env, slot, start_s)
+    clear_window(memory, env)
+    env.window_early_tokens = 0
+    env.next_request = next_kept(memory, env, first_request)
+    if engine.recording:
+        forget_outcomes(memory, env)
+
+
+@njit(cache=True, error_model="numpy")
+def clear_window(memory: Memory, env: Env) -> None:
+    """Sums and histograms of the window back to nothing."""
+    env.window_arrivals = 0
+    env.window_prompt_tokens = 0
+    env.window_output_tokens = 0
+    env.window_finished = 0
+    env.window_met = 0
+    env.window_missed = 0
+    env.window_rejected = 0
+    env.window_preemptions = 0
+    env.window_starts = 0
+    env.window_busy_s = 0.0
+    env.window_replica_s = 0.0
+    base = env.index * KINDS * WIDTH
+    memory.histograms[base : base + KINDS * WIDTH] = 0
+
+
+@njit(cache=True, error_model="numpy")
+def apply(
+    memory: Memory,
+    replicas: NDArray[np.int64],
+    batch_size: NDArray[np.int64],
+    threads: NDArray[np.int64],
+    warmup_requests: NDArray[np.int64],
+) -> None:
+    """Put settings in force, each env at its own time; arrays `(n,)`."""
+    engine = memory.engine[0]
+    for index in range(len(memory.envs)):
+        env = memory.envs[index]
+        raised = batch_size[index] > env.batch_size
+        env.batch_size = batch_size[index]
+        if raised:
+            for slot in range(env.top):
+                replica = memory.replicas[index * engine.slots + slot]
+                cap_raised(memory, engine, env, replica, env.clock_s)
+        restart = threads[index] != env.threads
+        env.threads = threads[index]
+        env.warmup_requests = warmup_requests[index]
+        if restart or replicas[index] != env.replicas:
+            env.replicas = replicas[index]
+            reconcile(memory, engine, env, env.clock_s)
+
+
+@njit(cache=True, error_model="numpy")
+def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bool:
+    """Bring one env to `until_s`; False: its pool is full."""
+    if env.router_waiting > 0 and env.ready > 0 and not dispatch(memory, engine, env, env.clock_s):
+        return False
+    requests = len(memory.trace)
+    while True:
+        index = _earliest(memory, engine, env)
+        due_s = memory.due_s[index] if index >= 0 else math.inf
+        arrival_s = math.inf
+        if env.next_request < requests:
+            arrival_s = memory.trace[env.next_request].arrival_s
+        if due_s <= arrival_s:
+            if due_s > until_s or due_s == math.inf:
+                break
+            env.clock_s = due_s
+            _replica_event(memory, engine, env, index, due_s)
+            if env.router_waiting > 0 and env.ready > 0:
+                index = _earliest(memory, engine, env)
+                if index >= 0 and memory.due_s[index] <= due_s:
+                    continue
+                if not dispatch(memory, engine, env, due_s):
+                    return False
+        else:
+            if arrival_s > until_s:
+                break
+            if not has_room(env):
+                return False
+            env.clock_s = arrival_s
+            arrive(memory, engine, env, env.next_request, arrival_s)
+            env.next_request = next_kept(memory, env, env.next_request + 1)
+    env.clock_s = until_s
+    return True
+
+
+@njit(cache=True, error_model="numpy")
+def _earliest(memory: Memory, engine: Engine, env: Env) -> int:
+    """Row of the replica whose event is due first, the lowest slot of equals; -1: none is held."""
+    first = env.index * engine.slots
+    earliest = -1
+    earliest_s = math.inf
+    for index in range(first, first + env.top):
+        if memory.due_s[index] < earliest_s:
+            earliest = index
+            earliest_s = memory.due_s[index]
+    return earliest
+
+
+@njit(cache=True, error_model="numpy")
+def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: float) -> None:
+    replica = memory.replicas[index]
+    if replica.state == _STARTING or replica.state == _WARMING:
+        stage_ended(memory, engine, env, replica, at_s)
+        return
+    if replica.running > 0:
+        end_run(memory, engine, env, replica, at_s)
+    start_iteration(memory, engine, env, replica, at_s)
+    leave_if_drained(memory, engine, env, replica, at_s)

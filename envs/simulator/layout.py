@@ -1,0 +1,264 @@
+"""Memory layout of a fleet: arrays over [env], [env, slot] and [env, slot, position].
+
+Compiled functions get them flat and one-dimensional in one `Memory` tuple: replica r of env e is
+row e x slots + r. What belongs to one env, replica or request is one record of a structured array,
+so that a compiled function is handed a pointer to it: forty plain arrays in a tuple cost 30 times
+as much per call tree (419 against 13 ns), because Numba copies every array's descriptor into every
+call. Read from Python, `array["field"]` is still one column over [env, slot].
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import numpy as np
+from numpy.typing import NDArray
+
+Int64 = Annotated[int, np.int64]
+Int32 = Annotated[int, np.int32]
+Float64 = Annotated[float, np.float64]
+UInt64 = Annotated[np.uint64, np.uint64]
+
+NO_REQUEST = -1
+"""End of a linked list of requests in flight."""
+
+
+class ReplicaState(IntEnum):
+    """Life of a replica's slot. All states but OFF hold GPUs."""
+
+    OFF = 0
+    STARTING = 1
+    """Cold start: image, weights, compilation."""
+    WARMING = 2
+    """Answering its warm-up requests."""
+    READY = 3
+    DRAINING = 4
+    """Takes no requests, serves what it has, queue included."""
+
+
+class Engine:
+    """What a profile and the objectives fix for every replica of a fleet."""
+
+    block_tokens: Int64
+    blocks: Int64
+    watermark_blocks: Int64
+    chunk_tokens: Int64
+    batch_size_max: Int64
+    per_prefill_token_s: Float64
+    per_kv_token_s: Float64
+    jitter: Float64
+    has_startup: Int64
+    cold_start_s: Float64
+    spread: Float64
+    warmup_request_s: Float64
+    has_frontend: Int64
+    cores: Int64
+    per_request_s: Float64
+    per_token_s: Float64
+    router: Int64
+    slots: Int64
+    workers: Int64
+    """Frontend workers that a replica has room for."""
+    slo_ttft_s: Float64
+    slo_tpot_s: Float64
+    recording: Int64
+
+
+class Env:
+    """One simulated cluster: settings, the state of its router, and the sums of its window."""
+
+    index: Int64
+    seed: UInt64
+    keep: Float64
+    clock_s: Float64
+    """Time of the last event or border; nothing happens before it any more."""
+    window_start_s: Float64
+    # settings
+    replicas: Int64
+    batch_size: Int64
+    threads: Int64
+    warmup_requests: Int64
+    # cluster
+    top: Int64
+    """One more than the highest slot that is not OFF."""
+    ready: Int64
+    held: Int64
+    held_since_s: Float64
+    starts: Int64
+    """Replicas started since the reset; numbers the draws of cold starts."""
+    cursor: Int64
+    """Slot at which round robin goes on."""
+    # requests
+    next_request: Int64
+    """First request of the trace that has not arrived, thinned ones skipped."""
+    router_first: Int64
+    """First request that waits at the router, where any does."""
+    router_waiting: Int64
+    in_flight: Int64
+    """Requests at the replicas."""
+    flight_base: Int64
+    flight_capacity: Int64
+    flight_used: Int64
+    """Entries of the pool that were ever used; those above are free."""
+    flight_free: Int64
+    """Head of the list of entries given back."""
+    # sums of the window
+    window_arrivals: Int64
+    window_prompt_tokens: Int64
+    window_output_tokens: Int64
+    window_early_tokens: Int64
+    """Output tokens of runs still going on that earlier windows have counted."""
+    window_finished: Int64
+    window_met: Int64
+    window_missed: Int64
+    window_rejected: Int64
+    window_preemptions: Int64
+    window_starts: Int64
+    window_busy_s: Float64
+    window_replica_s: Float64
+
+
+class Replica:
+    """One slot. A run is one iteration, or `iterations` identical ones of decodes only."""
+
+    index: Int64
+    slot: Int64
+    lane: Int64
+    """Its first position in `batch` and `batch_ends`."""
+    residue_base: Int64
+    worker_base: Int64
+    state: Int64
+    restarting: Int64
+    """1 from the drain of a rolling restart until the replica is READY again."""
+    threads: Int64
+    """Frontend workers it was started with."""
+    warmups: Int64
+    """Warm-up requests it was started with."""
+    started_s: Float64
+    ready_s: Float64
+    # run
+    start_s: Float64
+    iterations: Int64
+    step_s: Float64
+    """Seconds of the run's first iteration."""
+    half_slope_s: Float64
+    """Each iteration of the run takes twice this longer than the one before."""
+    prefill_tokens: Int64
+    """Prompt tokens of the run's one iteration; 0 in a run of decodes."""
+    context_tokens: Int64
+    """Tokens that the request half-way through its prompt had done before this iteration."""
+    runs: Int64
+    """Runs since the reset; numbers the draws of jitter."""
+    busy_since_s: Float64
+    # batch: the first `decoding` positions decode, the others prefill
+    running: Int64
+    decoding: Int64
+    steps: Int64
+    """Iterations finished. A decoding request has done `steps + offset` tokens."""
+    offsets: Int64
+    """Sum of the offsets of the decoding requests."""
+    next_end: Int64
+    """Smallest `batch_ends` of the decoding requests."""
+    shortened: Int64
+    """Decoding requests that still decode the rest of a prompt that a preemption cut short."""
+    free_blocks: Int64
+    admitted: Int64
+    """Requests admitted, warm-up requests included; gives the stage of the ramp."""
+    # queue
+    queue_head: Int64
+    queue_tail: Int64
+    queue_depth: Int64
+    queued_tokens: Int64
+    """Tokens to prefill of the waiting requests."""
+    visible_s: Float64
+    """When the last request left the frontend."""
+
+
+class Flight:
+    """A request at a replica, waiting or running."""
+
+    request: Int32
+    next: Int32
+    """Behind it in its replica's queue or in the free list."""
+    prompt_tokens: Int32
+    total_tokens: Int32
+    target: Int32
+    """Tokens to prefill."""
+    done: Int32
+    """Tokens prefilled; a decoding request's progress follows from the replica's steps."""
+    chunk: Int32
+    """Tokens it prefills in the iteration that is running."""
+    preemptions: Int32
+    arrival_s: Float64
+    visible_s: Float64
+    """When the frontend hands it to the engine."""
+    ttft_s: Float64
+    """NaN before the first token."""
+
+
+class Outcome:
+    """What became of a request of the trace."""
+
+    ttft_s: Float64
+    e2e_s: Float64
+    tpot_s: Float64
+    replica: Int32
+    preemptions: Int32
+    rejected: Int32
+
+
+class Arrival:
+    """A request of the trace."""
+
+    arrival_s: Float64
+    prompt_tokens: Int32
+    output_tokens: Int32
+
+
+def dtype_of(record: type) -> np.dtype[np.void]:
+    """Structured dtype of the annotated fields of a record class."""
+    hints = get_type_hints(record, include_extras=True)
+    return np.dtype([(name, hint.__metadata__[0]) for name, hint in hints.items()], align=True)
+
+
+ENGINE = dtype_of(Engine)
+ENV = dtype_of(Env)
+REPLICA = dtype_of(Replica)
+FLIGHT = dtype_of(Flight)
+OUTCOME = dtype_of(Outcome)
+ARRIVAL = dtype_of(Arrival)
+
+
+class Memory(NamedTuple):
+    """Everything a compiled function may touch; all arrays one-dimensional and C-contiguous."""
+
+    engine: NDArray[Any]
+    """`(1,)` ENGINE."""
+    batch_s: NDArray[np.float64]
+    """`(batch_size_max + 1,)` seconds of an iteration by sequences."""
+    ramp_requests: NDArray[np.int64]
+    """`(stages,)` admitted requests up to which a stage of the ramp lasts."""
+    ramp_speed: NDArray[np.float64]
+    trace: NDArray[Any]
+    """`(requests,)` ARRIVAL."""
+    envs: NDArray[Any]
+    """`(n,)` ENV."""
+    replicas: NDArray[Any]
+    """`(n x slots,)` REPLICA."""
+    due_s: NDArray[np.float64]
+    """`(n x slots,)` when the replica's run or stage of life ends; inf: it waits for a request."""
+    batch: NDArray[np.int32]
+    """`(n x slots x batch_size_max,)` entry of `flights` by position, in the batch's order."""
+    batch_ends: NDArray[np.int32]
+    """Same shape: value of `steps` at which the decoding request in that position ends."""
+    residues: NDArray[np.int32]
+    """`(n x slots x block_tokens,)` decoding requests by offset modulo block_tokens."""
+    workers: NDArray[np.float64]
+    """`(n x slots x workers,)` when each frontend worker is free."""
+    flights: NDArray[Any]
+    """FLIGHT; env e owns `flight_capacity` entries from `flight_base` on."""
+    outcomes: NDArray[Any]
+    """`(n x requests,)` OUTCOME if recording, else empty."""
+    histograms: NDArray[np.int64]
+    """`(n x 3 x WIDTH,)` counts of the window: TTFT, TPOT, E2E."""

@@ -1,0 +1,101 @@
+"""What a request's milestones leave behind: sums and histograms of the window, and its record."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from envs.simulator.buckets import BOUNDS, E2E, KINDS, TPOT, TTFT, WIDTH
+from envs.simulator.layout import Engine, Env, Flight, Memory
+from envs.simulator.queueing import give_back
+
+_FLAT_BOUNDS = np.concatenate(BOUNDS)
+_FIRST_BOUND = np.cumsum([0] + [len(bounds) for bounds in BOUNDS])
+
+
+@njit(cache=True, error_model="numpy")
+def count_first_token(
+    env: Env, memory: Memory, engine: Engine, flight: Flight, at_s: float
+) -> None:
+    flight.ttft_s = at_s - flight.arrival_s
+    env.window_prompt_tokens += flight.prompt_tokens
+    if flight.ttft_s > engine.slo_ttft_s:
+        env.window_missed += 1
+    _count(memory, env, TTFT, flight.ttft_s)
+    if engine.recording:
+        memory.outcomes[_row(memory, env, flight.request)].ttft_s = flight.ttft_s
+
+
+@njit(cache=True, error_model="numpy")
+def finish(
+    memory: Memory, engine: Engine, env: Env, flight: Flight, entry: int, at_s: float
+) -> None:
+    """The request's last token came at `at_s`; its entry goes back to the pool."""
+    e2e_s = at_s - flight.arrival_s
+    output_tokens = flight.total_tokens - flight.prompt_tokens
+    tpot_s = 0.0
+    if output_tokens > 1:
+        tpot_s = (e2e_s - flight.ttft_s) / (output_tokens - 1)
+        _count(memory, env, TPOT, tpot_s)
+    _count(memory, env, E2E, e2e_s)
+    env.window_finished += 1
+    if flight.ttft_s <= engine.slo_ttft_s:  # else it was counted as missed at its first token
+        if tpot_s <= engine.slo_tpot_s:
+            env.window_met += 1
+        else:
+            env.window_missed += 1
+    if engine.recording:
+        outcome = memory.outcomes[_row(memory, env, flight.request)]
+        outcome.e2e_s = e2e_s
+        outcome.tpot_s = tpot_s
+    give_back(env, flight, entry)
+
+
+@njit(cache=True, error_model="numpy")
+def count_preemption(memory: Memory, engine: Engine, env: Env, flight: Flight) -> None:
+    env.window_preemptions += 1
+    if engine.recording:
+        memory.outcomes[_row(memory, env, flight.request)].preemptions = flight.preemptions
+
+
+@njit(cache=True, error_model="numpy")
+def reject(memory: Memory, engine: Engine, env: Env, request: int) -> None:
+    env.window_rejected += 1
+    env.window_missed += 1
+    if engine.recording:
+        memory.outcomes[_row(memory, env, request)].rejected = 1
+
+
+@njit(cache=True, error_model="numpy")
+def record_replica(memory: Memory, engine: Engine, env: Env, request: int, slot: int) -> None:
+    if engine.recording:
+        memory.outcomes[_row(memory, env, request)].replica = slot
+
+
+@njit(cache=True, error_model="numpy")
+def forget_outcomes(memory: Memory, env: Env) -> None:
+    """As if no request of the trace had been seen."""
+    for request in range(len(memory.trace)):
+        outcome = memory.outcomes[_row(memory, env, request)]
+        outcome.ttft_s = math.nan
+        outcome.e2e_s = math.nan
+        outcome.tpot_s = math.nan
+        outcome.replica = -1
+        outcome.preemptions = 0
+        outcome.rejected = 0
+
+
+@njit(cache=True, error_model="numpy")
+def _row(memory: Memory, env: Env, request: int) -> int:
+    return env.index * len(memory.trace) + request
+
+
+@njit(cache=True, error_model="numpy")
+def _count(memory: Memory, env: Env, kind: int, seconds: float) -> None:
+    """Count in the bucket of the smallest bound >= seconds, as Prometheus' `le` does."""
+    bucket = 0
+    for i in range(_FIRST_BOUND[kind], _FIRST_BOUND[kind + 1]):
+        bucket += seconds > _FLAT_BOUNDS[i]
+    memory.histograms[(env.index * KINDS + kind) * WIDTH + bucket] += 1

@@ -1,0 +1,82 @@
+"""Requests in flight: the pool of an env's entries and the queue of a replica, linked lists."""
+
+from __future__ import annotations
+
+import math
+
+from numba import njit
+
+from envs.simulator.layout import NO_REQUEST, Env, Flight, Memory, Replica
+
+
+@njit(cache=True, error_model="numpy")
+def has_room(env: Env) -> bool:
+    """Whether the env's pool has an entry left."""
+    return env.flight_free != NO_REQUEST or env.flight_used < env.flight_capacity
+
+
+@njit(cache=True, error_model="numpy")
+def take_entry(memory: Memory, env: Env) -> int:
+    """Entry of the env's pool for a new request; there must be room."""
+    entry = env.flight_free
+    if entry != NO_REQUEST:
+        env.flight_free = memory.flights[env.flight_base + entry].next
+    else:
+        entry = env.flight_used
+        env.flight_used += 1
+    env.in_flight += 1
+    return entry
+
+
+@njit(cache=True, error_model="numpy")
+def give_back(env: Env, flight: Flight, entry: int) -> None:
+    flight.next = env.flight_free
+    env.flight_free = entry
+    env.in_flight -= 1
+
+
+@njit(cache=True, error_model="numpy")
+def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
+    """A request that has done nothing yet, from the trace."""
+    arrival = memory.trace[request]
+    flight = memory.flights[env.flight_base + entry]
+    flight.request = request
+    flight.next = NO_REQUEST
+    flight.prompt_tokens = arrival.prompt_tokens
+    flight.total_tokens = arrival.prompt_tokens + arrival.output_tokens
+    flight.target = arrival.prompt_tokens
+    flight.done = 0
+    flight.chunk = 0
+    flight.preemptions = 0
+    flight.arrival_s = arrival.arrival_s
+    flight.ttft_s = math.nan
+    return flight
+
+
+@njit(cache=True, error_model="numpy")
+def push_back(memory: Memory, env: Env, replica: Replica, flight: Flight, entry: int) -> None:
+    if replica.queue_depth == 0:
+        replica.queue_head = entry
+    else:
+        memory.flights[env.flight_base + replica.queue_tail].next = entry
+    replica.queue_tail = entry
+    replica.queue_depth += 1
+    replica.queued_tokens += flight.target
+
+
+@njit(cache=True, error_model="numpy")
+def push_front(replica: Replica, flight: Flight, entry: int) -> None:
+    flight.next = replica.queue_head if replica.queue_depth > 0 else NO_REQUEST
+    if replica.queue_depth == 0:
+        replica.queue_tail = entry
+    replica.queue_head = entry
+    replica.queue_depth += 1
+    replica.queued_tokens += flight.target
+
+
+@njit(cache=True, error_model="numpy")
+def pop_front(replica: Replica, flight: Flight) -> None:
+    """Take the head, which is `flight`, out of the queue."""
+    replica.queue_head = flight.next
+    replica.queue_depth -= 1
+    replica.queued_tokens -= flight.target

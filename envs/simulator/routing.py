@@ -1,0 +1,131 @@
+"""From the trace to a replica: arrival, rejection, the router and its queue, the frontend."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from envs.simulator import draws
+from envs.simulator.layout import Engine, Env, Flight, Memory, Replica, ReplicaState
+from envs.simulator.outcomes import record_replica, reject
+from envs.simulator.queueing import fill_entry, has_room, push_back, take_entry
+from envs.simulator.vidur_sarathi import blocks_for, request_entered
+
+ROUND_ROBIN, LEAST_PENDING, LEAST_LOADED = 0, 1, 2
+ROUTERS = {
+    "round_robin": ROUND_ROBIN,
+    "least_pending": LEAST_PENDING,
+    "least_loaded": LEAST_LOADED,
+}
+"""Name -> code. round_robin: the next ready slot; least_pending: fewest waiting requests, those in
+the frontend included; least_loaded: fewest waiting and running ones; ties to the lowest slot."""
+
+_READY = int(ReplicaState.READY)
+
+
+@njit(cache=True, error_model="numpy")
+def arrive(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
+    """A request of the trace arrives; the env's pool must have room."""
+    env.window_arrivals += 1
+    if _is_too_large(memory, engine, request):
+        reject(memory, engine, env, request)
+    elif env.ready > 0:
+        _send(memory, engine, env, request, at_s)
+    else:
+        if env.router_waiting == 0:
+            env.router_first = request
+        env.router_waiting += 1
+
+
+@njit(cache=True, error_model="numpy")
+def dispatch(memory: Memory, engine: Engine, env: Env, at_s: float) -> bool:
+    """Send what waits at the router to the ready replicas, first come first; False: pool full.
+
+    The requests that wait are those of the trace from `router_first` on, less the thinned and the
+    rejected ones, so the queue needs no memory of its own.
+    """
+    while env.router_waiting > 0:
+        if not has_room(env):
+            return False
+        request = env.router_first
+        if not _is_too_large(memory, engine, request):
+            env.router_waiting -= 1
+            _send(memory, engine, env, request, at_s)
+        env.router_first = next_kept(memory, env, request + 1)
+    return True
+
+
+@njit(cache=True, error_model="numpy")
+def next_kept(memory: Memory, env: Env, request: int) -> int:
+    """First request from there on that the env's thinning keeps."""
+    if env.keep < 1.0:
+        while (
+            request < len(memory.trace)
+            and draws.uniform(env.seed, draws.THINNING, request) >= env.keep
+        ):
+            request += 1
+    return request
+
+
+@njit(cache=True, error_model="numpy")
+def _is_too_large(memory: Memory, engine: Engine, request: int) -> bool:
+    """Whether no empty replica could admit the request, or hold all of it."""
+    arrival = memory.trace[request]
+    tokens = arrival.prompt_tokens + arrival.output_tokens
+    if tokens > engine.blocks * engine.block_tokens:
+        return True
+    blocks = blocks_for(engine, arrival.prompt_tokens)
+    return blocks > engine.blocks - engine.watermark_blocks
+
+
+@njit(cache=True, error_model="numpy")
+def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
+    replica = memory.replicas[env.index * engine.slots + _choose(memory, engine, env)]
+    entry = take_entry(memory, env)
+    flight = fill_entry(memory, env, entry, request)
+    flight.visible_s = at_s
+    if engine.has_frontend:
+        _pass_frontend(memory, engine, replica, flight, at_s)
+    push_back(memory, env, replica, flight, entry)
+    record_replica(memory, engine, env, request, replica.slot)
+    request_entered(memory, engine, env, replica, at_s)
+
+
+@njit(cache=True, error_model="numpy")
+def _choose(memory: Memory, engine: Engine, env: Env) -> int:
+    """Slot of the ready replica that takes the next request; there is one."""
+    first = env.index * engine.slots
+    if engine.router == ROUND_ROBIN:
+        slot = env.cursor if env.cursor < env.top else 0
+        while memory.replicas[first + slot].state != _READY:
+            slot = slot + 1 if slot + 1 < env.top else 0
+        env.cursor = slot + 1
+        return slot
+    chosen = -1
+    fewest = 0
+    for slot in range(env.top):
+        replica = memory.replicas[first + slot]
+        if replica.state != _READY:
+            continue
+        load = replica.queue_depth
+        if engine.router == LEAST_LOADED:
+            load += replica.running
+        if chosen < 0 or load < fewest:
+            chosen = slot
+            fewest = load
+    return chosen
+
+
+@njit(cache=True, error_model="numpy")
+def _pass_frontend(
+    memory: Memory, engine: Engine, replica: Replica, flight: Flight, at_s: float
+) -> None:
+    """Give the request to the worker that is free first; it enters the engine in order."""
+    free = replica.worker_base
+    for worker in range(replica.worker_base, replica.worker_base + replica.threads):
+        if memory.workers[worker] < memory.workers[free]:
+            free = worker
+    service_s = engine.per_request_s + engine.per_token_s * flight.prompt_tokens
+    service_s *= max(1.0, replica.threads / engine.cores)
+    memory.workers[free] = max(at_s, memory.workers[free]) + service_s
+    replica.visible_s = max(replica.visible_s, memory.workers[free])
+    flight.visible_s = replica.visible_s

@@ -1,0 +1,228 @@
+"""What can be read off a fleet: sums of a window, the state now, and each request's outcome."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from envs.simulator.events import clear_window
+from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
+from envs.simulator.run import ended_by, new_blocks
+
+_OFF = int(ReplicaState.OFF)
+_STARTING = int(ReplicaState.STARTING)
+_WARMING = int(ReplicaState.WARMING)
+_READY = int(ReplicaState.READY)
+_DRAINING = int(ReplicaState.DRAINING)
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """Sums since the window before, one entry per env; counts int64, seconds float64."""
+
+    length_s: NDArray[np.float64]
+    """Seconds since the last window, or since the reset."""
+    arrivals: NDArray[np.int64]
+    """Requests that arrived, rejected ones included."""
+    prompt_tokens: NDArray[np.int64]
+    """Prompts of the requests that gave their first token."""
+    output_tokens: NDArray[np.int64]
+    """Tokens generated, exact at the window's border."""
+    finished: NDArray[np.int64]
+    met: NDArray[np.int64]
+    """Requests that finished within every objective."""
+    missed: NDArray[np.int64]
+    """Requests that came to be known to miss: late first token, finish with TPOT above its
+    objective, or rejection. Each request counts once."""
+    rejected: NDArray[np.int64]
+    preemptions: NDArray[np.int64]
+    busy_s: NDArray[np.float64]
+    """Replica-seconds in which an iteration ran."""
+    replica_s: NDArray[np.float64]
+    """Replica-seconds held: starting, warming, ready or draining."""
+    starts: NDArray[np.int64]
+    """Replicas started, restarts included."""
+    ttft_hist: NDArray[np.int64]
+    """`(n, 23)` first tokens by TTFT in the buckets of TTFT_BOUNDS_S, the last is +Inf."""
+    tpot_hist: NDArray[np.int64]
+    """`(n, 20)` finished requests of two or more output tokens by TPOT, TPOT_BOUNDS_S."""
+    e2e_hist: NDArray[np.int64]
+    """`(n, 22)` finished requests by E2E latency, E2E_BOUNDS_S."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gauges:
+    """State now, one entry per env; those of single replicas are `(n, slots)`, 0 where OFF."""
+
+    now_s: NDArray[np.float64]
+    queue_depth: NDArray[np.int64]
+    """Requests waiting at the router and the replicas."""
+    running: NDArray[np.int64]
+    in_flight: NDArray[np.int64]
+    """Waiting and running requests."""
+    kv_cache_usage: NDArray[np.float64]
+    """Mean of the ready and draining replicas, 0-1; NaN where there is none."""
+    ready: NDArray[np.int64]
+    starting: NDArray[np.int64]
+    """Replicas in a cold start or answering warm-up requests."""
+    draining: NDArray[np.int64]
+    replica_state: NDArray[np.int64]
+    """Codes of ReplicaState."""
+    replica_started_s: NDArray[np.float64]
+    """NaN where OFF; the reset's time for replicas that were warm then."""
+    replica_running: NDArray[np.int64]
+    replica_queue_depth: NDArray[np.int64]
+    replica_queued_prompt_tokens: NDArray[np.int64]
+    """Tokens that the waiting requests have to prefill, after a preemption what they had done."""
+    replica_kv_cache_usage: NDArray[np.float64]
+    """0-1; NaN where neither ready nor draining."""
+    replica_kv_tokens: NDArray[np.int64]
+    """Tokens done of the running requests."""
+
+
+@dataclass(frozen=True, eq=False)
+class RequestColumns:
+    """Outcome of every request of the trace, in its order; NaN where it has not come to pass."""
+
+    ttft_s: NDArray[np.float64]
+    e2e_s: NDArray[np.float64]
+    tpot_s: NDArray[np.float64]
+    """Seconds per output token after the first; 0 of a request with one."""
+    replica: NDArray[np.int32]
+    """Slot that served it; -1: none has."""
+    preemptions: NDArray[np.int32]
+    rejected: NDArray[np.bool_]
+
+
+class WindowColumns(NamedTuple):
+    """Where `close_windows` writes; as in Window, the histograms apart."""
+
+    length_s: NDArray[np.float64]
+    arrivals: NDArray[np.int64]
+    prompt_tokens: NDArray[np.int64]
+    output_tokens: NDArray[np.int64]
+    finished: NDArray[np.int64]
+    met: NDArray[np.int64]
+    missed: NDArray[np.int64]
+    rejected: NDArray[np.int64]
+    preemptions: NDArray[np.int64]
+    busy_s: NDArray[np.float64]
+    replica_s: NDArray[np.float64]
+    starts: NDArray[np.int64]
+
+
+class GaugeColumns(NamedTuple):
+    """Where `read_gauges` writes; as in Gauges, one-dimensional."""
+
+    now_s: NDArray[np.float64]
+    queue_depth: NDArray[np.int64]
+    running: NDArray[np.int64]
+    in_flight: NDArray[np.int64]
+    kv_cache_usage: NDArray[np.float64]
+    ready: NDArray[np.int64]
+    starting: NDArray[np.int64]
+    draining: NDArray[np.int64]
+    replica_state: NDArray[np.int64]
+    replica_started_s: NDArray[np.float64]
+    replica_running: NDArray[np.int64]
+    replica_queue_depth: NDArray[np.int64]
+    replica_queued_prompt_tokens: NDArray[np.int64]
+    replica_kv_cache_usage: NDArray[np.float64]
+    replica_kv_tokens: NDArray[np.int64]
+
+
+@njit(cache=True, error_model="numpy")
+def close_windows(memory: Memory, out: WindowColumns) -> None:
+    """Write every env's sums and begin its next window; the histograms are copied before."""
+    engine = memory.engine[0]
+    for index in range(len(memory.envs)):
+        env = memory.envs[index]
+        early_tokens = _bring_sums_to_now(memory, engine, env)
+        out.length_s[index] = env.clock_s - env.window_start_s
+        out.arrivals[index] = env.window_arrivals
+        out.prompt_tokens[index] = env.window_prompt_tokens
+        out.output_tokens[index] = env.window_output_tokens + early_tokens - env.window_early_tokens
+        out.finished[index] = env.window_finished
+        out.met[index] = env.window_met
+        out.missed[index] = env.window_missed
+        out.rejected[index] = env.window_rejected
+        out.preemptions[index] = env.window_preemptions
+        out.busy_s[index] = env.window_busy_s
+        out.replica_s[index] = env.window_replica_s
+        out.starts[index] = env.window_starts
+        env.window_early_tokens = early_tokens
+        env.window_start_s = env.clock_s
+        clear_window(memory, env)
+
+
+@njit(cache=True, error_model="numpy")
+def read_gauges(memory: Memory, out: GaugeColumns) -> None:
+    engine = memory.engine[0]
+    for index in range(len(memory.envs)):
+        env = memory.envs[index]
+        running = 0
+        starting = 0
+        draining = 0
+        usage = 0.0
+        for row in range(index * engine.slots, (index + 1) * engine.slots):
+            replica = memory.replicas[row]
+            _read_replica(memory, engine, replica, env.clock_s, row, out)
+            running += replica.running
+            starting += replica.state == _STARTING or replica.state == _WARMING
+            draining += replica.state == _DRAINING
+            if replica.state == _READY or replica.state == _DRAINING:
+                usage += out.replica_kv_cache_usage[row]
+        serving = env.ready + draining
+        out.now_s[index] = env.clock_s
+        out.running[index] = running
+        out.in_flight[index] = env.in_flight + env.router_waiting
+        out.queue_depth[index] = out.in_flight[index] - running
+        out.kv_cache_usage[index] = usage / serving if serving > 0 else math.nan
+        out.ready[index] = env.ready
+        out.starting[index] = starting
+        out.draining[index] = draining
+
+
+@njit(cache=True, error_model="numpy")
+def _read_replica(
+    memory: Memory, engine: Engine, replica: Replica, now_s: float, row: int, out: GaugeColumns
+) -> None:
+    out.replica_state[row] = replica.state
+    out.replica_started_s[row] = replica.started_s
+    out.replica_running[row] = replica.running
+    out.replica_queue_depth[row] = replica.queue_depth
+    out.replica_queued_prompt_tokens[row] = replica.queued_tokens
+    out.replica_kv_cache_usage[row] = math.nan
+    out.replica_kv_tokens[row] = 0
+    if replica.state != _READY and replica.state != _DRAINING:
+        return
+    ended = ended_by(replica, now_s) if replica.running > 0 else 0
+    free = replica.free_blocks
+    if ended > 0:  # the iteration that runs now has taken its blocks
+        free -= new_blocks(memory, engine, replica, replica.steps + 1, ended)
+    out.replica_kv_cache_usage[row] = 1.0 - free / engine.blocks
+    out.replica_kv_tokens[row] = (
+        replica.offsets + replica.decoding * (replica.steps + ended) + replica.context_tokens
+    )
+
+
+@njit(cache=True, error_model="numpy")
+def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
+    """Count the seconds up to now; return the output tokens of the runs that still go on."""
+    now_s = env.clock_s
+    env.window_replica_s += env.held * (now_s - env.held_since_s)
+    env.held_since_s = now_s
+    tokens = 0
+    first = env.index * engine.slots
+    for row in range(first, first + env.top):
+        replica = memory.replicas[row]
+        if replica.running > 0:
+            env.window_busy_s += now_s - replica.busy_since_s
+            replica.busy_since_s = now_s
+            tokens += ended_by(replica, now_s) * (replica.decoding - replica.shortened)
+    return tokens

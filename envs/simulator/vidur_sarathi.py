@@ -1,0 +1,329 @@
+"""Rule-set `vidur-sarathi`: how one replica forms and ends its iterations.
+
+The Sarathi scheduler of microsoft/vidur@7d47513
+(vidur/scheduler/replica_scheduler/sarathi_replica_scheduler.py), quirks included: decodes take
+their blocks before admission, a decode needs a free block even if it takes none, the whole
+prompt's blocks are taken at admission, the watermark guards admission only, a preemption shortens
+a prompt that is half done, and admission goes on in an iteration that preempted. It holds while
+batch_size_max <= chunk_tokens; then at most one request, the last of the batch, is half-way
+through its prompt at a border.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from envs.simulator import draws
+from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
+from envs.simulator.outcomes import count_first_token, count_preemption, finish
+from envs.simulator.queueing import pop_front, push_front
+from envs.simulator.run import border_s, cut_at, iterations_that_fit, new_blocks
+
+
+@njit(cache=True, error_model="numpy")
+def blocks_for(engine: Engine, tokens: int) -> int:
+    return (tokens + engine.block_tokens - 1) // engine.block_tokens
+
+
+@njit(cache=True, error_model="numpy")
+def start_iteration(
+    memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float
+) -> None:
+    """Form the batch of the iteration that starts at `at_s`, or leave the replica idle."""
+    replica.start_s = at_s
+    replica.prefill_tokens = 0
+    replica.context_tokens = 0
+    if replica.decoding > 0:
+        _take_decode_blocks(memory, engine, env, replica)
+    if replica.running > replica.decoding:
+        flight = _at(memory, env, replica, replica.decoding)
+        budget = engine.chunk_tokens - replica.decoding
+        flight.chunk = min(flight.target - flight.done, budget)
+        replica.prefill_tokens = flight.chunk
+        replica.context_tokens = flight.done
+    if replica.queue_depth > 0:
+        _admit(memory, engine, env, replica)
+    if replica.running == 0:
+        _rest(memory, env, replica)
+        return
+    if replica.busy_since_s < 0.0:
+        replica.busy_since_s = at_s
+    replica.runs += 1
+    _time_run(memory, engine, env, replica)
+
+
+@njit(cache=True, error_model="numpy")
+def end_run(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """Account for the run's iterations, the last of which ends at `at_s`."""
+    k = replica.iterations
+    if k > 1:
+        replica.free_blocks -= new_blocks(memory, engine, replica, replica.steps + 1, k - 1)
+    replica.steps += k
+    env.window_output_tokens += k * (replica.decoding - replica.shortened)
+    if replica.decoding > 0 and replica.steps == replica.next_end:
+        _end_decodes(memory, engine, env, replica, at_s)
+    if replica.prefill_tokens > 0:
+        _end_prefills(memory, engine, env, replica, at_s)
+
+
+@njit(cache=True, error_model="numpy")
+def request_entered(
+    memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float
+) -> None:
+    """Let a request that joined the queue at `at_s` in, at once or at the border it ends."""
+    if replica.queue_depth > 1:
+        return  # behind a head that is blocked, or not through the frontend yet
+    if replica.running == 0:
+        start_iteration(memory, engine, env, replica, at_s)
+        return
+    if replica.running >= env.batch_size:
+        return
+    head = memory.flights[env.flight_base + replica.queue_head]
+    if replica.start_s == at_s and head.visible_s <= at_s:
+        # The iteration has started this very moment: whoever is here by its start is in it.
+        if _admit(memory, engine, env, replica):
+            _time_run(memory, engine, env, replica)
+    elif replica.prefill_tokens == 0 and _fits(engine, replica, head):
+        cut_at(memory, replica, head.visible_s, replica.start_s)
+
+
+@njit(cache=True, error_model="numpy")
+def cap_raised(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """Let a head in that only the old cap kept out, from the next iteration on."""
+    if replica.queue_depth == 0 or replica.running == 0 or replica.prefill_tokens > 0:
+        return
+    head = memory.flights[env.flight_base + replica.queue_head]
+    if replica.running < env.batch_size and _fits(engine, replica, head):
+        cut_at(memory, replica, max(at_s, head.visible_s), at_s)
+
+
+@njit(cache=True, error_model="numpy")
+def _at(memory: Memory, env: Env, replica: Replica, position: int) -> Flight:
+    return memory.flights[env.flight_base + memory.batch[replica.lane + position]]
+
+
+@njit(cache=True, error_model="numpy")
+def _fits(engine: Engine, replica: Replica, head: Flight) -> bool:
+    """Whether admission leaves the watermark free. False stays so while the batch only decodes."""
+    left = replica.free_blocks - blocks_for(engine, head.target)
+    return left >= engine.watermark_blocks
+
+
+@njit(cache=True, error_model="numpy")
+def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
+    need = new_blocks(memory, engine, replica, replica.steps, 1)
+    if need < replica.free_blocks:  # then every decode sees a free block at its turn
+        replica.free_blocks -= need
+        return
+    position = 0
+    while position < replica.decoding:
+        while replica.free_blocks < 1 and replica.running - 1 > position:
+            _preempt_last(memory, engine, env, replica)
+        if replica.free_blocks < 1:
+            _preempt_last(memory, engine, env, replica)
+            break
+        flight = _at(memory, env, replica, position)
+        offset = _offset(memory, replica, flight, position)
+        if (offset + replica.steps - 1) % engine.block_tokens == 0:
+            replica.free_blocks -= 1
+        position += 1
+    replica.next_end = _smallest_end(memory, replica)
+
+
+@njit(cache=True, error_model="numpy")
+def _offset(memory: Memory, replica: Replica, flight: Flight, position: int) -> int:
+    """Tokens that the decoding request in that position has done, less the replica's steps."""
+    end = memory.batch_ends[replica.lane + position]
+    if flight.done < flight.prompt_tokens:
+        return flight.prompt_tokens - end
+    return flight.total_tokens - end
+
+
+@njit(cache=True, error_model="numpy")
+def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
+    """Put the last request of the batch back to the front of the queue, to prefill it anew."""
+    position = replica.running - 1
+    entry = memory.batch[replica.lane + position]
+    flight = memory.flights[env.flight_base + entry]
+    if position < replica.decoding:
+        offset = _offset(memory, replica, flight, position)
+        _stop_decoding(memory, engine, replica, offset)
+        if flight.done < flight.prompt_tokens:
+            replica.shortened -= 1
+        flight.done = replica.steps + offset
+        replica.free_blocks += blocks_for(engine, flight.done - 1)
+    else:
+        replica.free_blocks += blocks_for(engine, flight.target)
+    flight.target = flight.done
+    flight.done = 0
+    flight.preemptions += 1
+    count_preemption(memory, engine, env, flight)
+    replica.running -= 1
+    push_front(replica, flight, entry)
+
+
+@njit(cache=True, error_model="numpy")
+def _stop_decoding(memory: Memory, engine: Engine, replica: Replica, offset: int) -> None:
+    memory.residues[replica.residue_base + offset % engine.block_tokens] -= 1
+    replica.offsets -= offset
+    replica.decoding -= 1
+
+
+@njit(cache=True, error_model="numpy")
+def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica) -> bool:
+    """Admit from the queue's head while it may; whether any was."""
+    before = replica.running
+    while replica.queue_depth > 0 and replica.running < env.batch_size:
+        budget = engine.chunk_tokens - replica.decoding - replica.prefill_tokens
+        entry = replica.queue_head
+        head = memory.flights[env.flight_base + entry]
+        if budget < 1 or head.visible_s > replica.start_s or not _fits(engine, replica, head):
+            break
+        pop_front(replica, head)
+        replica.free_blocks -= blocks_for(engine, head.target)
+        head.chunk = min(head.target, budget)
+        replica.prefill_tokens += head.chunk
+        memory.batch[replica.lane + replica.running] = entry
+        replica.running += 1
+        if head.preemptions == 0:
+            replica.admitted += 1
+    return replica.running > before
+
+
+@njit(cache=True, error_model="numpy")
+def _rest(memory: Memory, env: Env, replica: Replica) -> None:
+    """Nothing runs: sleep until the head leaves the frontend, or a request comes."""
+    if replica.busy_since_s >= 0.0:
+        env.window_busy_s += replica.start_s - replica.busy_since_s
+        replica.busy_since_s = -1.0
+    memory.due_s[replica.index] = math.inf
+    if replica.queue_depth > 0:
+        head = memory.flights[env.flight_base + replica.queue_head]
+        if head.visible_s > replica.start_s:
+            memory.due_s[replica.index] = head.visible_s
+
+
+@njit(cache=True, error_model="numpy")
+def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
+    """Length of the run that the batch allows, and when it ends."""
+    kv_tokens = replica.offsets + replica.decoding * replica.steps + replica.context_tokens
+    replica.step_s = (
+        memory.batch_s[replica.running]
+        + engine.per_prefill_token_s * replica.prefill_tokens
+        + engine.per_kv_token_s * kv_tokens
+    )
+    replica.half_slope_s = 0.0
+    replica.iterations = 1
+    if replica.prefill_tokens == 0:
+        replica.half_slope_s = 0.5 * engine.per_kv_token_s * replica.decoding
+        most = replica.next_end - replica.steps
+        replica.iterations = iterations_that_fit(memory, engine, replica, most)
+    _slow_down(memory, engine, env, replica)
+    memory.due_s[replica.index] = border_s(replica, replica.iterations)
+    if replica.prefill_tokens == 0 and replica.queue_depth > 0:
+        head = memory.flights[env.flight_base + replica.queue_head]
+        coming = head.visible_s > replica.start_s
+        if coming and replica.running < env.batch_size and _fits(engine, replica, head):
+            cut_at(memory, replica, head.visible_s, replica.start_s)
+
+
+@njit(cache=True, error_model="numpy")
+def _slow_down(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
+    """Stretch the run by the ramp's stage and by jitter.
+
+    One factor of mean 1 stands for the k independent ones of its iterations, so its sigma is
+    1 / sqrt(k) of theirs.
+    """
+    for stage in range(len(memory.ramp_requests)):
+        if replica.admitted <= memory.ramp_requests[stage]:
+            replica.step_s /= memory.ramp_speed[stage]
+            replica.half_slope_s /= memory.ramp_speed[stage]
+            break
+    if engine.jitter > 0.0:
+        number = (replica.slot << 40) + replica.runs
+        sigma = engine.jitter / math.sqrt(float(replica.iterations))
+        factor = draws.lognormal_of_mean_one(env.seed, draws.JITTER, number, sigma)
+        replica.step_s *= factor
+        replica.half_slope_s *= factor
+
+
+@njit(cache=True, error_model="numpy")
+def _smallest_end(memory: Memory, replica: Replica) -> int:
+    smallest = np.int32(2**31 - 1)
+    for position in range(replica.lane, replica.lane + replica.decoding):
+        smallest = min(smallest, memory.batch_ends[position])
+    return np.int64(smallest)
+
+
+@njit(cache=True, error_model="numpy")
+def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """Finish the decoding requests that end with this step and close the gaps they leave."""
+    position = 0
+    while position < replica.decoding:
+        if memory.batch_ends[replica.lane + position] != replica.steps:
+            position += 1
+            continue
+        entry = memory.batch[replica.lane + position]
+        flight = memory.flights[env.flight_base + entry]
+        if flight.done < flight.prompt_tokens:  # the rest of a shortened prompt is decoded
+            flight.done = flight.prompt_tokens
+            replica.shortened -= 1
+            left = flight.total_tokens - flight.prompt_tokens
+            memory.batch_ends[replica.lane + position] = replica.steps + left
+            continue
+        _stop_decoding(memory, engine, replica, flight.total_tokens - replica.steps)
+        replica.free_blocks += blocks_for(engine, flight.total_tokens - 1)
+        replica.running -= 1
+        for i in range(replica.lane + position, replica.lane + replica.running):
+            memory.batch[i] = memory.batch[i + 1]
+            memory.batch_ends[i] = memory.batch_ends[i + 1]
+        finish(memory, engine, env, flight, entry, at_s)
+    replica.next_end = _smallest_end(memory, replica)
+
+
+@njit(cache=True, error_model="numpy")
+def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """Turn the prompts that are done to decoding; only the last may need another iteration."""
+    last = replica.running
+    replica.running = replica.decoding
+    for position in range(replica.decoding, last):
+        entry = memory.batch[replica.lane + position]
+        flight = memory.flights[env.flight_base + entry]
+        flight.done += flight.chunk
+        if flight.done < flight.target:
+            memory.batch[replica.lane + replica.running] = entry
+            replica.running += 1
+            continue
+        flight.done = flight.target + 1
+        if math.isnan(flight.ttft_s):
+            count_first_token(env, memory, engine, flight, at_s)
+        if flight.done > flight.prompt_tokens:
+            env.window_output_tokens += 1
+        if flight.done == flight.total_tokens:
+            replica.free_blocks += blocks_for(engine, flight.target)
+            finish(memory, engine, env, flight, entry, at_s)
+        else:
+            _start_decoding(memory, engine, replica, flight, entry)
+
+
+@njit(cache=True, error_model="numpy")
+def _start_decoding(
+    memory: Memory, engine: Engine, replica: Replica, flight: Flight, entry: int
+) -> None:
+    if flight.done < flight.prompt_tokens:
+        replica.shortened += 1
+        end = replica.steps + flight.prompt_tokens - flight.done
+    else:
+        end = replica.steps + flight.total_tokens - flight.done
+    offset = flight.done - replica.steps
+    if replica.decoding == 0 or end < replica.next_end:
+        replica.next_end = end
+    memory.batch[replica.lane + replica.running] = entry
+    memory.batch_ends[replica.lane + replica.running] = end
+    memory.residues[replica.residue_base + offset % engine.block_tokens] += 1
+    replica.offsets += offset
+    replica.decoding += 1
+    replica.running += 1

@@ -1,0 +1,280 @@
+"""From a recommendation to a replica count: windows and rate limits of HPA v2, over n targets.
+
+The rules of pkg/controller/podautoscaler/horizontal.go, Kubernetes 1.36.2: without `behavior`
+`normalizeDesiredReplicas`, with it `normalizeDesiredReplicasWithBehaviors`.
+
+**Ages.** HPA keeps an entry while it is younger than the window. Its syncs lie a little more than
+their period apart, so an entry exactly k periods old never exists there; on our exact grid of ticks
+an age equal to a window or period therefore counts as outside.
+
+**Events.** HPA remembers its own writes to `/scale`, and no one else's. Here a guardrail may narrow
+a proposal before it is written, and the fallback proposes without being followed at all. So a
+proposal that differs from n waits in `State.write`, and the next tick records the part of it that
+came true: the move of n towards it, at most the whole. Under direct control with nobody else
+writing, that is HPA's own list, entry by entry.
+
+**Forgetting.** A direction overwrites an event of its own that is older than its own longest
+period, although the other direction's policies may look further back; and so do we.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from math import ceil
+
+import numpy as np
+
+from policies.hpa_spec import HpaConfig, ScalingPolicy
+from tuner.core.protocols import BoolArray, FloatArray, IntArray
+
+GRID_SLACK_S = 1e-3
+"""An age this close to a window is on its edge: at 1.7e9 s since the epoch a float64 resolves
+2.4e-7 s, and a grid of k * 0.1 s drifts by more. Real syncs jitter by 10 ms."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which numbers of a target's memory mean what."""
+
+    recommendations: int
+    """Places for recommendations."""
+    ups: int
+    """Places for own scale-ups; 0 without `behavior`."""
+    downs: int
+    """The same for scale-downs."""
+
+    @classmethod
+    def of(cls, config: HpaConfig) -> Layout:
+        """Enough places for the longest window and period at one call per sync period."""
+        window = max(config.up_window_s, config.down_window_s)
+        if config.behavior is None:
+            return cls(_places(window, config.sync_period_s), 0, 0)
+        ups, downs = longest(config.up_policies), longest(config.down_policies)
+        return cls(
+            _places(window, config.sync_period_s),
+            _places(ups, config.sync_period_s),
+            _places(downs, config.sync_period_s),
+        )
+
+    @property
+    def size(self) -> int:
+        """Numbers per target."""
+        events = 2 * (self.ups + self.downs)
+        return 2 * self.recommendations + events + (3 if events else 0)
+
+    def views(self, memory: FloatArray) -> State:
+        """`memory (n, size)` as named parts that share its storage."""
+        widths = (self.recommendations,) * 2 + (self.ups,) * 2 + (self.downs,) * 2
+        borders = tuple(accumulate(widths, initial=0))
+        parts = [memory[:, start:stop] for start, stop in pairwise(borders)]
+        return State(
+            recommended=Entries(parts[0], parts[1]),
+            ups=Entries(parts[2], parts[3]),
+            downs=Entries(parts[4], parts[5]),
+            write=memory[:, borders[-1] :],
+        )
+
+
+def _places(window_s: float, period_s: float) -> int:
+    """Entries younger than the window, one more for the seed, one more for calls that jitter."""
+    return ceil(window_s / period_s) + 2
+
+
+def longest(policies: tuple[ScalingPolicy, ...]) -> float:
+    """The longest period of these policies, s."""
+    return max(policy.period_s for policy in policies)
+
+
+@dataclass(frozen=True)
+class Entries:
+    """Numbers with the time of each, `(n, places)`; NaN in an empty place, the first ones fill
+    first."""
+
+    at_s: FloatArray
+    value: FloatArray
+
+    def younger(self, at_s: FloatArray, window_s: float) -> BoolArray:
+        """`(n, places)` where an entry lies inside the window that ends at `at_s`."""
+        inside: BoolArray = at_s[:, None] - self.at_s < window_s - GRID_SLACK_S
+        return inside
+
+    def largest(self, at_s: FloatArray, window_s: float, value: FloatArray) -> FloatArray:
+        """`(n,)` the largest of `value` and the entries inside the window."""
+        inside = np.where(self.younger(at_s, window_s), self.value, -np.inf)
+        largest: FloatArray = np.maximum(value, inside.max(axis=1))
+        return largest
+
+    def smallest(self, at_s: FloatArray, window_s: float, value: FloatArray) -> FloatArray:
+        """`(n,)` the smallest of `value` and the entries inside the window."""
+        inside = np.where(self.younger(at_s, window_s), self.value, np.inf)
+        smallest: FloatArray = np.minimum(value, inside.min(axis=1))
+        return smallest
+
+    def total(self, at_s: FloatArray, window_s: float) -> FloatArray:
+        """`(n,)` the sum of the entries inside the window."""
+        inside = np.where(self.younger(at_s, window_s), self.value, 0.0)
+        total: FloatArray = inside.sum(axis=1)
+        return total
+
+    def put(self, rows: BoolArray, place: IntArray, at_s: FloatArray, value: FloatArray) -> None:
+        """Write one entry into `place` of each of these rows."""
+        chosen = np.flatnonzero(rows)
+        self.at_s[chosen, place[chosen]] = at_s[chosen]
+        self.value[chosen, place[chosen]] = value[chosen]
+
+    def oldest(self) -> IntArray:
+        """`(n,)` the first empty place, else the place of the oldest entry."""
+        places: IntArray = np.where(np.isnan(self.at_s), -np.inf, self.at_s).argmin(axis=1)
+        return places
+
+
+@dataclass(frozen=True)
+class State:
+    """What an HPA remembers of n targets: views into the memory, written in place."""
+
+    recommended: Entries
+    """Raw recommendation of every sync in which metrics decided, and n at the first sync."""
+    ups: Entries
+    """Own scale-ups: replicas added."""
+    downs: Entries
+    """Own scale-downs: replicas removed."""
+    write: FloatArray
+    """`(n, 3)` the last proposal that differed from n and is not yet an event: when, from, to;
+    `(n, 0)` without `behavior`."""
+
+
+def seed(state: State, at_s: FloatArray, n: FloatArray) -> None:
+    """The first sync that sees n begins the history with it, before any metric is read."""
+    first = np.isnan(state.recommended.at_s[:, 0]) & ~np.isnan(n)
+    state.recommended.at_s[first, 0] = at_s[first]
+    state.recommended.value[first, 0] = n[first]
+
+
+def settle(config: HpaConfig, state: State, n: FloatArray) -> None:
+    """Turn the last proposal into an event, as far as n followed it."""
+    if config.behavior is None:
+        return
+    at_s, before, asked = state.write.T.copy()
+    known = ~np.isnan(n) & ~np.isnan(at_s)
+    moved = n - before
+    _record(state.ups, config.up_policies, known, at_s, np.minimum(moved, asked - before))
+    _record(state.downs, config.down_policies, known, at_s, np.minimum(-moved, before - asked))
+    state.write[known] = np.nan
+
+
+def _record(
+    events: Entries,
+    policies: tuple[ScalingPolicy, ...],
+    known: BoolArray,
+    at_s: FloatArray,
+    change: FloatArray,
+) -> None:
+    """Store events of one direction over the last outdated one, else in the first empty place."""
+    rows = known & (change > 0)
+    if not rows.any():
+        return
+    stored = ~np.isnan(events.at_s)
+    outdated = stored & ~events.younger(at_s, longest(policies))
+    last = outdated.shape[1] - 1 - outdated[:, ::-1].argmax(axis=1)
+    place = np.where(outdated.any(axis=1), last, events.oldest())
+    events.put(rows, place, at_s, change)
+
+
+def proposed(
+    config: HpaConfig,
+    state: State,
+    rows: BoolArray,
+    at_s: FloatArray,
+    n: FloatArray,
+    to: FloatArray,
+) -> None:
+    """Remember what these rows ask for, where it differs from n."""
+    if config.behavior is None:
+        return
+    writes = rows & (to != n)
+    state.write[writes] = np.stack([at_s, n, to], axis=1)[writes]
+
+
+def remember(state: State, rows: BoolArray, at_s: FloatArray, raw: FloatArray) -> None:
+    """Record the raw recommendation of these rows over the oldest one."""
+    state.recommended.put(rows, state.recommended.oldest(), at_s, raw)
+
+
+def normalize(
+    config: HpaConfig,
+    state: State,
+    at_s: FloatArray,
+    n: FloatArray,
+    raw: FloatArray,
+    low: float,
+    high: float,
+) -> FloatArray:
+    """`(n,)` replicas to ask for after windows, rate limits and bounds.
+
+    Args:
+        config: windows and policies.
+        state: what is remembered, before this sync's recommendation is recorded.
+        at_s: `(n,)` time of the sync.
+        n: `(n,)` replicas in `spec.replicas`, within [low, high].
+        raw: `(n,)` recommendation of the metrics.
+        low: fewest replicas.
+        high: most replicas.
+    """
+    seen = state.recommended
+    highest = seen.largest(at_s, config.down_window_s, raw)
+    if config.behavior is None:
+        # An old high recommendation lifts n here: this window is not a clamp.
+        most = np.minimum(high, np.maximum(2 * n, 4))
+        return np.minimum(np.maximum(highest, low), most)
+
+    lowest = seen.smallest(at_s, config.up_window_s, raw)
+    stable = np.minimum(np.maximum(n, lowest), highest)
+    most = np.maximum(_up_limit(config, state, at_s, n), n)
+    least = np.minimum(_down_limit(config, state, at_s, n), n)
+    risen = np.minimum(stable, np.minimum(most, high))
+    fallen = np.maximum(stable, np.maximum(least, low))
+    return np.where(stable > n, risen, np.where(stable < n, fallen, stable))
+
+
+def _up_limit(config: HpaConfig, state: State, at_s: FloatArray, n: FloatArray) -> FloatArray:
+    """`(n,)` the most that the policies for scaling up allow now."""
+    if config.up_select == "Disabled":
+        return n
+    reached = [
+        start + policy.value if policy.type == "Pods" else np.ceil(start * (1 + policy.value / 100))
+        for policy, start in _starts(config.up_policies, state, at_s, n)
+    ]
+    choose = np.maximum if config.up_select == "Max" else np.minimum
+    limit: FloatArray = choose.reduce(np.stack(reached), axis=0)
+    return limit
+
+
+def _down_limit(config: HpaConfig, state: State, at_s: FloatArray, n: FloatArray) -> FloatArray:
+    """`(n,)` the fewest that the policies for scaling down allow now."""
+    if config.down_select == "Disabled":
+        return n
+    reached = [
+        start - policy.value
+        if policy.type == "Pods"
+        else np.trunc(start * (1 - policy.value / 100))
+        for policy, start in _starts(config.down_policies, state, at_s, n)
+    ]
+    # The largest change downwards is the smallest count.
+    choose = np.minimum if config.down_select == "Max" else np.maximum
+    limit: FloatArray = choose.reduce(np.stack(reached), axis=0)
+    return limit
+
+
+def _starts(
+    policies: tuple[ScalingPolicy, ...], state: State, at_s: FloatArray, n: FloatArray
+) -> Iterator[tuple[ScalingPolicy, FloatArray]]:
+    """Each policy with the replicas, `(n,)`, at the start of its period.
+
+    That is n without the own scale-ups of the period and with its own scale-downs put back. So
+    after a scale-up a policy for scaling down reaches further than its value.
+    """
+    for policy in policies:
+        added = state.ups.total(at_s, policy.period_s)
+        yield policy, n - added + state.downs.total(at_s, policy.period_s)

@@ -1,0 +1,59 @@
+"""Static: the same settings for ever, what most fleets run and every rule has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from policies.options import Options
+from policies.rule import RulePolicy, RuleResult
+from tuner.core.errors import ConfigError
+from tuner.core.knobs import KnobSettings, KnobSpace
+from tuner.core.observation import ObservationArrays
+from tuner.core.protocols import FloatArray
+
+
+@dataclass(frozen=True)
+class StaticRule:
+    """Fixed settings for n targets; knobs that are not named stay as they are.
+
+    It does not look at the load, so `need` is NaN.
+    """
+
+    settings: Mapping[str, int]
+
+    @property
+    def memory_size(self) -> int:
+        return 0
+
+    def decide(self, now: ObservationArrays, memory: FloatArray) -> RuleResult:
+        n = len(now.at_s)
+        return RuleResult(
+            settings=np.tile(now.knobs.row(self.settings), (n, 1)),
+            raw=np.full(n, self.settings.get("replicas", np.nan)),
+            need=np.full(n, np.nan),
+            memory=memory,
+        )
+
+
+def build(options: Options, knobs: KnobSpace, tick_s: float) -> RulePolicy:
+    """Policy `static`. Options: any knob by name; without `replicas` it is the knob's default.
+
+    Raises:
+        ConfigError: an option is no knob, or its value lies outside the knob's range.
+    """
+    settings = {}
+    for spec in knobs.specs:
+        if not (options.gives(spec.name) or spec.name == "replicas"):
+            continue
+        value = options.whole(spec.name, spec.default)
+        if not spec.low <= value <= spec.high:
+            raise ConfigError(
+                f"static: {spec.name} {value} is outside {spec.low}..{spec.high}, the knob's "
+                "range; widen that range or change the option"
+            )
+        settings[spec.name] = value
+    options.finish()
+    return RulePolicy("static", StaticRule(KnobSettings(settings)))

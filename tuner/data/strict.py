@@ -1,0 +1,199 @@
+"""YAML files read strictly into dataclasses: every mistake at once, each with its key path.
+
+A dataclass that stands for a section of a file refuses unknown keys when it carries
+`__pydantic_config__ = {"extra": "forbid"}`; an unknown key comes with the nearest known one.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+import yaml
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from tuner.core.errors import InputError
+
+T = TypeVar("T")
+
+
+def read_text(path: Path, what: str, error: type[InputError], *, hint: str = "") -> str:
+    """The text of a file.
+
+    Args:
+        what: what the file should be, for messages: "a profile in YAML".
+        error: what to raise.
+        hint: what else could be named, appended where the file does not exist.
+    """
+    if path.is_dir():
+        raise error(f"{path} is a folder; expected {what}")
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise error(f"{path} does not exist; expected {what}{hint}") from None
+    except (OSError, UnicodeDecodeError) as problem:
+        raise error(f"{path} cannot be read as text ({problem}); expected {what}") from problem
+
+
+def parse_yaml(text: str, source: str, error: type[InputError], *, hint: str = "") -> Any:
+    """The mapping in a YAML text, plain values only, keys as text.
+
+    Args:
+        source: file or name, for messages.
+        hint: what the mapping should begin with, for the message about something else.
+    """
+    try:
+        # A subclass of SafeLoader: builds plain values only.
+        data = yaml.load(text, Loader=_Loader)
+    except yaml.MarkedYAMLError as problem:
+        line = problem.problem_mark.line + 1 if problem.problem_mark else 0
+        raise error(
+            f"{source}: line {line} is not valid YAML ({problem.problem}); correct it"
+        ) from problem
+    except yaml.YAMLError as problem:
+        raise error(f"{source} is not valid YAML ({problem}); correct it") from problem
+    if not isinstance(data, dict):
+        found = "nothing" if data is None else type(data).__name__
+        raise error(f"{source} holds {found}; expected keys and values{hint}")
+    return {str(key): value for key, value in data.items()}
+
+
+def parse_scalar(text: str) -> Any:
+    """A single value as a file would hold it: `900` is a number, `least_loaded` is text.
+
+    Raises:
+        yaml.YAMLError: the text is not YAML.
+    """
+    return yaml.load(text, Loader=_Loader)
+
+
+def build(
+    kind: type[T],
+    data: Mapping[str, Any],
+    source: str,
+    error: type[InputError],
+    *,
+    contradictions: Callable[[T], Iterable[str]] = lambda value: (),
+    hint: str = "",
+) -> T:
+    """The dataclass that a mapping describes.
+
+    Strict: `"64"` or `true` is a mistake in a file, not a number.
+
+    Args:
+        kind: the dataclass.
+        source: file or name, for messages.
+        contradictions: sentences about values that are out of range or at odds with each other;
+            asked once the types are right.
+        hint: where to look for a missing key.
+
+    Raises:
+        InputError: of the given type, one line per mistake.
+    """
+    try:
+        # Through JSON, because strict mode takes a list for a tuple only there.
+        value = TypeAdapter(kind).validate_json(json.dumps(data, default=str), strict=True)
+    except ValidationError as failed:
+        details = failed.errors(include_url=False)
+        problems = [_sentence(kind, detail, hint) for detail in details]
+    else:
+        problems = [*_non_finite(value), *contradictions(value)]
+    if problems:
+        raise error("\n".join(f"{source}: {problem}" for problem in problems))
+    return value
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 6e-5 is a number, and a key given twice is a mistake."""
+
+
+# YAML 1.1 reads a float without a point as a string; figures like 6e-5 are what these files hold.
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
+    mapping = {}
+    for key_node, value_node in node.value:
+        key = loader.construct_object(key_node, deep=True)
+        if key in mapping:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"key {key!r} appears twice", key_node.start_mark
+            )
+        mapping[key] = loader.construct_object(value_node, deep=True)
+    return mapping
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
+
+
+def _sentence(kind: type[Any], detail: ErrorDetails, hint: str) -> str:
+    """One mistake that pydantic found, in our words."""
+    path = _key_path(detail["loc"])
+    problem = detail["type"]
+    if problem == "unexpected_keyword_argument":
+        known = _known_keys(kind, detail["loc"][:-1])
+        near = get_close_matches(str(detail["loc"][-1]), known, n=1)
+        did_you_mean = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        return f"{path} is not a known key; {did_you_mean}"
+    if problem == "missing":
+        return f"{path} is missing; add it{hint}"
+    expected = {
+        "int_type": "a whole number",
+        "int_from_float": "a whole number",
+        "float_type": "a number",
+        "string_type": "text",
+        "dataclass_type": "keys and values",
+        "mapping_type": "keys and values",
+        "dict_type": "keys and values",
+        "tuple_type": "a list",
+        "literal_error": f"one of {detail.get('ctx', {}).get('expected')}",
+    }.get(problem, detail["msg"])
+    return f"{path} is {detail['input']!r}; expected {expected}"
+
+
+def _key_path(loc: tuple[int | str, ...]) -> str:
+    path = ""
+    for part in loc:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
+    return path
+
+
+def _known_keys(kind: type[Any], loc: tuple[int | str, ...]) -> list[str]:
+    """Keys of the section at `loc`."""
+    section: Any = kind
+    for part in loc:
+        if is_dataclass(section):
+            section = get_type_hints(section).get(str(part), object)
+        else:  # a mapping or list of sections: every part leads to its last argument
+            section = get_args(section)[-1] if get_args(section) else object
+        if get_origin(section) in (Union, UnionType):
+            section = next(kind for kind in get_args(section) if kind is not NoneType)
+    return [field.name for field in fields(section)] if is_dataclass(section) else []
+
+
+def _non_finite(value: Any, path: str = "") -> Iterator[str]:
+    """One sentence for each NaN or infinite number, wherever it is."""
+    if isinstance(value, float) and not math.isfinite(value):
+        yield f"{path} is {value}; expected a finite number"
+    elif is_dataclass(value):
+        for field in fields(value):
+            inner = f"{path}.{field.name}" if path else field.name
+            yield from _non_finite(getattr(value, field.name), inner)
+    elif isinstance(value, tuple):
+        for index, item in enumerate(value):
+            yield from _non_finite(item, f"{path}[{index}]")
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _non_finite(item, f"{path}.{key}")
