@@ -9,12 +9,11 @@ from typing import Any, Protocol
 import numpy as np
 from gymnasium import Env
 from numpy.typing import NDArray
-from policies.codec import Codec
 
 from envs.config import EnvConfig
 from envs.reward import Outcome, RewardScale, reward
 from envs.spaces import action_space, observation_space
-from policies.rule import empty_memory
+from policies.codec import Codec
 from tuner.core.clock import Clock
 from tuner.core.decision import Decision, Guardrails, Proposal, arbitrate, propose
 from tuner.core.history import History
@@ -93,15 +92,15 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
     - `config`: tick, length of an episode, reward weights.
     - `scale`: what the reward is relative to.
 
-    `info` holds the `decision`, and of the tick before it `missed`, `met`, `finished`, `arrivals`
-    and `replica_s`.
+    `info` holds what the tick brought (`arrivals`, `finished`, `met`, `missed`, `replica_s`, and
+    `business` where there is a signal) and the `decision` in one line; `last_decision` is whole.
 
     ## Version History
 
     * v0: first version
     """
 
-    metadata = {"render_modes": ["ansi"]}  # noqa: RUF012 - gymnasium's own form
+    metadata = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - gymnasium's own form
 
     def __init__(
         self,
@@ -128,7 +127,7 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
         self._clock: Clock
         self._history: History
         self._ticks = 0
-        self._last: Decision | None = None
+        self.last_decision: Decision | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -137,7 +136,7 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
         self._cluster, self._clock = self._start(self.np_random)
         self._history = History(self._codec.knobs).observed(self._cluster.observe())
         self._ticks = 0
-        self._last = None
+        self.last_decision = None
         return self._features(), {}
 
     def step(
@@ -146,7 +145,7 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
         proposal = propose(FollowAction(self._codec, action), self._history)
         decision = arbitrate(proposal, self._history, self._guardrails, self._fallback)
         self._cluster.apply(decision)
-        self._last = decision
+        self.last_decision = decision
         self._clock.sleep_until(self._history.now.at_s + self._config.tick_s)
         observation = self._cluster.observe()
         self._history = self._history.decided(decision).observed(observation)
@@ -155,19 +154,29 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
         if outcome is None:
             raise RuntimeError("the cluster was observed and tells no outcome")
         gained = float(reward(outcome, self._config.weights, self._scale)[0])
-        info = {name: float(column[0]) for name, column in vars(outcome).items()}
         truncated = self._ticks >= self._config.episode_ticks
-        return self._features(), gained, False, truncated, {**info, "decision": decision}
+        return self._features(), gained, False, truncated, _info(outcome, decision)
 
-    def render(self) -> str | None:  # type: ignore[override]
+    def render(self) -> str | None:
         """The last decision in one line."""
-        if self.render_mode != "ansi" or self._last is None:
+        if self.render_mode != "ansi":
             return None
-        return f"{self._last.at_s:10.0f} s  {self._last.sentence()}"
+        if self.last_decision is None:
+            return "no decision yet"
+        return f"{self.last_decision.at_s:10.0f} s  {self.last_decision.sentence()}"
 
     def _features(self) -> NDArray[np.float32]:
         now = ObservationArrays.of(self._codec.knobs, self._history.now)
-        return self._codec.observe(now, memory_of(self._codec, self._history)).features[0]
+        features: NDArray[np.float32] = self._codec.observe(
+            now, memory_of(self._codec, self._history)
+        ).features[0]
+        return features
+
+
+def _info(outcome: Outcome, decision: Decision) -> dict[str, Any]:
+    numbers = {name: float(column[0]) for name, column in vars(outcome).items()}
+    measured = {name: value for name, value in numbers.items() if not np.isnan(value)}
+    return {**measured, "decision": decision.sentence()}
 
 
 @dataclass(frozen=True)
@@ -200,4 +209,4 @@ class FollowAction:
 
 def memory_of(codec: Codec, history: History) -> FloatArray:
     """`(1, memory_size)` the policy's memory, empty at the first tick."""
-    return np.array([history.memory]) if history.memory else empty_memory(codec, 1)
+    return np.array([history.memory]) if history.memory else codec.empty_memory(1)

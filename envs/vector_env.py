@@ -8,14 +8,14 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import NDArray
-from policies.codec import Codec, Seen
 
 from envs.config import EnvConfig
+from envs.episodes import EpisodeDraws, episode_seeds
 from envs.reward import RewardScale, reward
-from envs.draws import child_seeds, uniform
 from envs.simulator.fleet import Fleet
 from envs.simulator.observe import ObservedFleet
 from envs.spaces import action_space, observation_space
+from policies.codec import Codec, Seen
 from policies.rule import Rule, RuleResult, empty_memory
 from tuner.core.decision import Arbitration, Guardrails, Reason, Tick, arbitrate_arrays
 from tuner.core.observation import ObservationArrays, exchanged
@@ -23,11 +23,8 @@ from tuner.core.profile import ServingProfile
 from tuner.core.protocols import BoolArray, FloatArray
 from tuner.core.trace import Trace
 
-# Places of an episode's draws under its seed.
-_START, _KEEP, _REPLICAS, _FLEET = range(4)
 
-
-class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
+class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
     """n simulated targets on one trace, each in an episode of its own.
 
     Spaces, reward, start and end are those of `ServingEnv`; here they are arrays. An environment
@@ -98,7 +95,7 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
         self._episode = np.zeros(n_envs, dtype=np.int64)
         self._ticks = np.zeros(n_envs, dtype=np.int64)
         self._at_s = np.zeros(n_envs)
-        self._memory = empty_memory(codec, n_envs)
+        self._memory = codec.empty_memory(n_envs)
         self._fallback_memory = empty_memory(fallback, n_envs)
         self._now: ObservationArrays
         self._seen: Seen
@@ -107,7 +104,7 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[FloatArray, dict[str, Any]]:
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start every environment afresh: at its first episode if a seed is given, else its next.
 
         Options are not used.
@@ -122,7 +119,7 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
 
     def step(
         self, actions: FloatArray
-    ) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray, dict[str, Any]]:
+    ) -> tuple[NDArray[np.float32], FloatArray, BoolArray, BoolArray, dict[str, Any]]:
         """One tick of every environment.
 
         Args:
@@ -140,7 +137,7 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
         self._now, outcome = self._fleet.look()
         self._seen = self.codec.observe(self._now, self._memory)
         gained = reward(outcome, self.config.weights, self.scale)
-        truncated = self._ticks >= self.config.episode_ticks
+        truncated: BoolArray = np.asarray(self._ticks >= self.config.episode_ticks)
         infos: dict[str, Any] = vars(outcome) | {
             "tripped": self._decided.tripped,
             "clamped": self._decided.clamped,
@@ -152,7 +149,7 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
 
     def _decide(self, actions: FloatArray) -> None:
         before = self._memory
-        failed = ~np.isfinite(actions).all(axis=1)
+        failed: BoolArray = ~np.isfinite(actions).all(axis=1)
         settings, memory = self.codec.act(
             np.where(failed[:, None], 0.0, actions), self._now, self._seen
         )
@@ -172,30 +169,25 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
 
     def _begin(self, rows: NDArray[np.intp]) -> None:
         """Draw and start an episode for some environments, up to its first observation."""
-        config, knobs = self.config, self.codec.knobs
-        seeds = episode_seeds(self._seed, rows, self._episode[rows])
-        span_s = config.tick_s * (config.episode_ticks + 1)
-        latest_s = max(0.0, self.trace.last_arrival_s - span_s)
-        low, high = config.start_replicas
-        start_s = uniform(seeds, _START) * latest_s
-        settings = np.tile(knobs.row(knobs.defaults()), (len(rows), 1))
-        settings[:, knobs.column("replicas")] = low + np.floor(
-            uniform(seeds, _REPLICAS) * (high - low + 1)
+        draws = EpisodeDraws.of(
+            self.config, self.trace, episode_seeds(self._seed, rows, self._episode[rows])
         )
-        keep = config.keep[0] + uniform(seeds, _KEEP) * (config.keep[1] - config.keep[0])
+        knobs = self.codec.knobs
+        settings = np.tile(knobs.row(knobs.defaults()), (len(rows), 1))
+        settings[:, knobs.column("replicas")] = draws.replicas
         self._fleet.reset(
             rows,
-            start_s=start_s,
-            seeds=child_seeds(seeds, _FLEET),
+            start_s=draws.start_s,
+            seeds=draws.seeds,
             settings=settings,
-            keep=keep,
+            keep=draws.keep,
         )
         self._episode[rows] += 1
         self._ticks[rows] = 0
         self._memory[rows] = np.nan
         self._fallback_memory[rows] = np.nan
         # The first decision follows one tick of load, as a controller's first sync does.
-        self._at_s[rows] = start_s + config.tick_s
+        self._at_s[rows] = draws.start_s + self.config.tick_s
         self._fleet.fleet.advance(self._at_s)
 
     def _restart(self, rows: NDArray[np.intp]) -> None:
@@ -214,11 +206,3 @@ class VectorServingEnv(VectorEnv[FloatArray, FloatArray, Any]):
             base=RuleResult(**base),
             memory=exchanged(kept.memory, rows, fresh.memory),
         )
-
-
-def episode_seeds(
-    seed: int, rows: NDArray[np.intp], episodes: NDArray[np.int64]
-) -> NDArray[np.uint64]:
-    """`(k,)` seeds that depend on (seed, environment, episode) only."""
-    roots = child_seeds(np.full(len(rows), seed, dtype=np.uint64), rows.astype(np.int64))
-    return child_seeds(roots, episodes)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from envs.reward import Outcome
-from envs.simulator.fleet import Fleet, RequestColumns
+from envs.simulator.fleet import Fleet
 from envs.simulator.observe import ObservedFleet
+from envs.simulator.telemetry import RequestColumns
 from tuner.core.clock import Clock
 from tuner.core.decision import Decision, Receipt
 from tuner.core.knobs import KnobSettings, KnobSpace

@@ -10,17 +10,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.reward import Outcome
 from envs.draws import uniform
-from envs.simulator.fleet import (
-    E2E_BOUNDS_S,
-    TPOT_BOUNDS_S,
-    TTFT_BOUNDS_S,
-    Fleet,
-    FleetSettings,
-    Gauges,
-    Window,
-)
+from envs.reward import Outcome
+from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator.fleet import Fleet, FleetSettings
+from envs.simulator.layout import ReplicaState
+from envs.simulator.telemetry import Gauges, Window
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
 from tuner.core.protocols import BoolArray, FloatArray, IntArray
@@ -97,7 +92,7 @@ class ObservedFleet:
     """
 
     def __init__(self, fleet: Fleet, knobs: KnobSpace, *, scrape_loss: float = 0.0) -> None:
-        n = len(fleet.gauges().now_s)
+        n = fleet.n
         self.fleet = fleet
         self._knobs = knobs
         self._scrape_loss = scrape_loss
@@ -160,23 +155,26 @@ class ObservedFleet:
             replicas=_replicas(gauges, lost),
         )
         return now, Outcome(
-            arrivals=window.arrivals,
-            finished=window.finished,
-            met=window.met,
-            missed=window.missed,
+            arrivals=window.arrivals.astype(np.float64),
+            finished=window.finished.astype(np.float64),
+            met=window.met.astype(np.float64),
+            missed=window.missed.astype(np.float64),
             replica_s=window.replica_s,
             business=np.full(len(values), np.nan),
         )
 
 
 def _replicas(gauges: Gauges, lost: BoolArray) -> ReplicaArrays:
-    # The fleet's codes are OFF, STARTING, WARMING, READY, DRAINING: one ahead of PENDING, which a
-    # simulated replica never is.
-    values = np.stack([getattr(gauges, f"replica_{name}") for name in REPLICA_FIELDS], axis=2)
-    values[lost] = np.nan
-    state = gauges.replica_state.astype(np.int64)
+    values = np.stack(
+        [getattr(gauges, f"replica_{name}").astype(np.float64) for name in REPLICA_FIELDS], axis=2
+    )
+    # A replica has a metrics page once its engine runs, and no sample where the scrape was lost.
+    silent = (gauges.replica_state < ReplicaState.READY) | lost[:, None]
+    values[silent] = np.nan
+    # The fleet's codes are one ahead: its OFF is no replica, and no simulated one is ever PENDING.
+    off = gauges.replica_state == ReplicaState.OFF
     return ReplicaArrays(
-        state=np.where(state == 0, -1, state),
+        state=np.where(off, -1, gauges.replica_state),
         age_s=gauges.now_s[:, None] - gauges.replica_started_s,
         values=values,
     )

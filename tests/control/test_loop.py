@@ -115,7 +115,7 @@ def test_an_intent_stands_even_when_applying_fails():
 
 
 def test_a_slow_tick_is_followed_by_the_next_border_not_by_a_burst():
-    pool, audit = run(3, Pool(VirtualClock(0.0), slow_s=40.0))
+    _, audit = run(3, Pool(VirtualClock(0.0), slow_s=40.0))
     assert [record.observation.at_s for record in audit.records] == [0.0, 45.0, 90.0]
 
 
