@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar, Literal
 
 from tuner.core.decision import Guardrails
+from tuner.core.errors import ConfigError
+from tuner.core.protocols import Limit, Trip
 from tuner.core.slo import Slo
-from tuner.guardrails import Bounds, MaxDelta, PolicyFailure, StaleMetrics
+from tuner.data.strict import build, parse_yaml, read_text
+from tuner.guardrails import LIMITS, TRIPS, MaxDelta, StaleMetrics
 from tuner.guardrails.max_delta import DEFAULT_STEPS, Step
+from tuner.knobs import KNOBS
 
 Router = Literal["round_robin", "least_pending", "least_loaded"]
 
@@ -26,11 +32,12 @@ class GuardrailConfig:
     """Knob -> largest step in one tick, in place of the guardrail's default for that knob."""
 
     def build(self) -> Guardrails:
-        """Every guardrail of the project with these widths."""
-        return Guardrails(
-            trips=(PolicyFailure(), StaleMetrics(max_age_s=self.max_age_s)),
-            limits=(Bounds(), MaxDelta({**DEFAULT_STEPS, **self.steps})),
-        )
+        """Every guardrail of the project, these widths in place of the defaults."""
+        trips: dict[str, Trip] = {name: make() for name, make in TRIPS.items()}
+        limits: dict[str, Limit] = {name: make() for name, make in LIMITS.items()}
+        trips["stale_metrics"] = StaleMetrics(max_age_s=self.max_age_s)
+        limits["max_delta"] = MaxDelta({**DEFAULT_STEPS, **self.steps})
+        return Guardrails(tuple(trips.values()), tuple(limits.values()))
 
 
 @dataclass(frozen=True)
@@ -63,3 +70,123 @@ class RunConfig:
     what the sweep found for hpa."""
     guardrails: GuardrailConfig = field(default_factory=GuardrailConfig)
     """Widths of the guardrails."""
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """How the count of static and the target of hpa are found."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    goal: float = 0.99
+    """Share of requests (0-1) that must meet every objective; of the settings that reach it the
+    cheapest is taken. 0.99 is what such fleets commonly promise."""
+    static_counts: tuple[int, ...] = ()
+    """Replica counts to try; empty: narrowed down from 1..max_replicas, and its neighbours."""
+    hpa_targets: tuple[float, ...] = ()
+    """Output tokens/s per replica to try; empty: a grid around the load of one replica of the best
+    static fleet, then refined around the best."""
+
+
+@dataclass(frozen=True)
+class StatisticsConfig:
+    """How sure a figure is."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    block_s: float = 3600.0
+    """Length of the blocks of load that are drawn anew, s. Must be longer than what one surge
+    leaves behind: a cold start, a queue and a scale-down window are about half an hour."""
+    resamples: int = 2000
+    """Draws of the block bootstrap; 2000 settle a 95 % bound to about a tenth of its width."""
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """One comparison."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """What every run shares."""
+    seeds: int = 3
+    """Runs of each policy; the same seeds for all of them. Three while developing, at least five
+    in what is published."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """How the rules are tuned."""
+    statistics: StatisticsConfig = field(default_factory=StatisticsConfig)
+    """How intervals are found."""
+
+
+def load_compare_config(path: str | Path) -> CompareConfig:
+    """The comparison's configuration in a YAML file; a key that is left out has its default.
+
+    Raises:
+        ConfigError: the file cannot be read, or one line per mistake in it.
+    """
+    text = read_text(Path(path), "a configuration in YAML", ConfigError)
+    if not text.strip():
+        return CompareConfig()
+    data = parse_yaml(text, str(path), ConfigError)
+    return build(CompareConfig, data, str(path), ConfigError, contradictions=compare_mistakes)
+
+
+def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
+    """One sentence for each value of a run's configuration that is out of its range."""
+    above_0: dict[str, float | None] = {
+        "slo.ttft_s": config.slo.ttft_s,
+        "slo.tpot_s": config.slo.tpot_s,
+        "tick_s": config.tick_s,
+        "fallback_target": config.fallback_target,
+        "guardrails.max_age_s": config.guardrails.max_age_s,
+    }
+    for path, value in above_0.items():
+        if value is not None and not value > 0:
+            yield f"{prefix}{path} is {value}; expected above 0"
+    for path, value in {"jitter": config.jitter, "overtime_s": config.overtime_s}.items():
+        if value < 0:
+            yield f"{prefix}{path} is {value}; expected at least 0"
+    if config.max_replicas < 1:
+        yield f"{prefix}max_replicas is {config.max_replicas}; expected at least 1"
+    elif config.initial_replicas is not None and not (
+        1 <= config.initial_replicas <= config.max_replicas
+    ):
+        yield (
+            f"{prefix}initial_replicas is {config.initial_replicas}; "
+            f"expected 1 to max_replicas ({config.max_replicas})"
+        )
+    yield from _step_mistakes(config.guardrails.steps, f"{prefix}guardrails.steps")
+
+
+def _step_mistakes(steps: Mapping[str, Step], path: str) -> Iterator[str]:
+    for knob, step in steps.items():
+        if knob not in KNOBS:
+            near = get_close_matches(knob, KNOBS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known knobs: {', '.join(KNOBS)}"
+            yield f"{path}.{knob} is not a known knob; {hint}"
+        for name in ("up", "down", "fallback_up", "fallback_down"):
+            width = getattr(step, name)
+            if width is not None and width < 0:
+                yield f"{path}.{knob}.{name} is {width}; expected at least 0"
+
+
+def compare_mistakes(config: CompareConfig) -> Iterator[str]:
+    """One sentence for each value of a comparison's configuration that is out of its range."""
+    yield from run_mistakes(config.run, "run.")
+    if config.seeds < 1:
+        yield f"seeds is {config.seeds}; expected at least 1"
+    if not 0 < config.sweep.goal <= 1:
+        yield f"sweep.goal is {config.sweep.goal}; expected a share above 0, at most 1"
+    for index, count in enumerate(config.sweep.static_counts):
+        if not 1 <= count <= config.run.max_replicas:
+            yield (
+                f"sweep.static_counts[{index}] is {count}; "
+                f"expected 1 to run.max_replicas ({config.run.max_replicas})"
+            )
+    for index, target in enumerate(config.sweep.hpa_targets):
+        if not target > 0:
+            yield f"sweep.hpa_targets[{index}] is {target}; expected above 0"
+    if not config.statistics.block_s > 0:
+        yield f"statistics.block_s is {config.statistics.block_s}; expected above 0"
+    if config.statistics.resamples < 100:
+        yield f"statistics.resamples is {config.statistics.resamples}; expected at least 100"

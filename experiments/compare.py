@@ -1,0 +1,235 @@
+"""Several policies on one load with the same seeds, tuned rivals, intervals, one verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from experiments.config import CompareConfig
+from experiments.fanout import Watch, fan_out, silent
+from experiments.folder import join_requests, write_ticks
+from experiments.job import Job, OptionValue, RunDigest, Runner, RunTask
+from experiments.result import Floats
+from experiments.statistics import (
+    MIN_BLOCKS,
+    Interval,
+    bootstrap,
+    draw_blocks,
+    load_interval,
+    pool,
+    seeds_interval,
+)
+from experiments.summary import METRICS
+from experiments.sweep import FIRST_SEED
+from experiments.tuning import Bench, Overrides, Tuning, tune, tuned_job
+from tuner.core.errors import ConfigError
+from tuner.core.profile import ServingProfile
+from tuner.core.trace import Trace
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure over the seeds, and how sure it is; see `experiments.statistics`."""
+
+    mean: float
+    ci95: Interval | None
+    """Over the seeds, on this load; None for one seed."""
+    ci95_load: Interval | None
+    """Over loads like this one; None where the figure has none, or the load is too short."""
+
+
+@dataclass(frozen=True)
+class PolicyOutcome:
+    """One policy over all seeds."""
+
+    name: str
+    policy: str
+    """What was built: a name, or the folder of a bundle."""
+    options: Mapping[str, OptionValue]
+    """What it was built with; everything else has its default."""
+    runs: tuple[RunDigest, ...]
+    """One per seed, in the order of the seeds."""
+    estimates: Mapping[str, Estimate]
+    """Metric -> over the seeds."""
+    differences: Mapping[str, Estimate]
+    """Metric -> this policy minus the baseline, seed by seed; empty for the baseline itself."""
+
+    def mean(self, metric: str) -> float:
+        return self.estimates[metric].mean
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The whole of it."""
+
+    trace: Trace
+    profile: ServingProfile
+    config: CompareConfig
+    baseline: str
+    seeds: tuple[int, ...]
+    policies: tuple[PolicyOutcome, ...]
+    """In the order in which they were asked for."""
+    tuning: Tuning
+
+    def __getitem__(self, name: str) -> PolicyOutcome:
+        return next(outcome for outcome in self.policies if outcome.name == name)
+
+
+def named_policies(specs: Sequence[str], known: Sequence[str]) -> dict[str, str]:
+    """Name in tables -> what to build, for each policy asked for.
+
+    Args:
+        specs: names of policies, or folders of bundles.
+        known: names of the policies there are.
+
+    Raises:
+        ConfigError: one is neither, or two would have the same name.
+    """
+    named: dict[str, str] = {}
+    for spec in specs:
+        if spec not in known and not Path(spec).is_dir():
+            near = get_close_matches(spec, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"policies: {', '.join(known)}"
+            raise ConfigError(
+                f"policy {spec!r} is neither known nor the folder of a bundle; {hint}"
+            )
+        name = spec if spec in known else Path(spec).resolve().name
+        if name in named:
+            raise ConfigError(f"policy {name!r} is named twice; name each policy once")
+        named[name] = spec
+    if not named:
+        raise ConfigError("no policy is named; name some, for example --policies static,hpa")
+    return named
+
+
+def compare(
+    trace: Trace,
+    profile: ServingProfile,
+    policies: Mapping[str, str],
+    folder: Path,
+    *,
+    config: CompareConfig,
+    runner: Runner,
+    overrides: Overrides | None = None,
+    train_trace: Trace | None = None,
+    baseline: str | None = None,
+    jobs: int = 1,
+    watch: Watch = silent,
+) -> Comparison:
+    """Tunes the rules, runs every policy with every seed, and says how they compare.
+
+    Writes `requests.parquet` and `ticks.parquet` into `folder`; the same for any number of jobs.
+
+    Args:
+        trace: the load to compare on.
+        profile: how fast a replica serves.
+        policies: name in tables -> what to build, see `named_policies`.
+        folder: an existing folder, for the tables.
+        config: everything that steers the comparison.
+        runner: does one run.
+        overrides: options of policies; `static: replicas` and `hpa: target` take the place of
+            their sweeps.
+        train_trace: what the rules are tuned on; None: `trace` itself, which is hindsight.
+        baseline: the policy that the others are measured against; None: hpa, or the first one
+            where hpa is not compared.
+        jobs: processes at once.
+        watch: told how far each run is.
+
+    Raises:
+        InputError: the baseline or an override names a policy that is not compared, or a policy
+            cannot be built; before any run.
+    """
+    if baseline is None:
+        baseline = "hpa" if "hpa" in policies else next(iter(policies))
+    elif baseline not in policies:
+        raise ConfigError(
+            f"baseline {baseline!r} is not compared; compared are {', '.join(policies)}"
+        )
+    bench = Bench(profile, config, runner, overrides or {}, jobs, watch)
+    bench.check(policies)
+    tuning = tune(bench, policies, trace, train_trace)
+    seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
+    all_jobs = [
+        tuned_job(bench, tuning, name, spec, seed)
+        for name, spec in policies.items()
+        for seed in seeds
+    ]
+    parts = [folder / f"requests-{place}.part" for place in range(len(all_jobs))]
+    digests = fan_out(
+        [
+            RunTask(
+                runner=runner,
+                trace=trace,
+                profile=profile,
+                job=job,
+                label=f"{job.name}, seed {job.seed}",
+                block_s=config.statistics.block_s,
+                requests_file=part,
+            )
+            for job, part in zip(all_jobs, parts, strict=True)
+        ],
+        jobs,
+        watch,
+    )
+    join_requests(parts, folder / "requests.parquet")
+    write_ticks(
+        folder / "ticks.parquet",
+        [((run.policy, run.seed), run.ticks) for run in digests if run.ticks is not None],
+    )
+    runs = {
+        name: tuple(digests[place * len(seeds) : (place + 1) * len(seeds)])
+        for place, name in enumerate(policies)
+    }
+    outcomes = _outcomes(policies, all_jobs, runs, baseline, config)
+    return Comparison(trace, profile, config, baseline, seeds, outcomes, tuning)
+
+
+def _outcomes(
+    policies: Mapping[str, str],
+    jobs: Sequence[Job],
+    runs: Mapping[str, tuple[RunDigest, ...]],
+    baseline: str,
+    config: CompareConfig,
+) -> tuple[PolicyOutcome, ...]:
+    """Estimates of every policy, and of its differences to the baseline."""
+    pooled = {
+        name: pool([run.blocks for run in own if run.blocks is not None])
+        for name, own in runs.items()
+    }
+    blocks = len(pooled[baseline])
+    drawn: dict[str, dict[str, Floats]] = {}
+    if blocks >= MIN_BLOCKS:
+        draws = draw_blocks(blocks, config.statistics.resamples)
+        drawn = {name: bootstrap(own, draws) for name, own in pooled.items()}
+    outcomes = []
+    for name, own in runs.items():
+        estimates, differences = {}, {}
+        for metric in (metric.name for metric in METRICS):
+            values = _per_seed(own, metric)
+            resampled = drawn.get(name, {}).get(metric)
+            estimates[metric] = _estimate(values, resampled)
+            if name != baseline:
+                base = _per_seed(runs[baseline], metric)
+                paired = [ours - theirs for ours, theirs in zip(values, base, strict=True)]
+                other = drawn.get(baseline, {}).get(metric)
+                both = None if resampled is None or other is None else resampled - other
+                differences[metric] = _estimate(paired, both)
+        options = next(job.options for job in jobs if job.name == name)
+        outcomes.append(PolicyOutcome(name, policies[name], options, own, estimates, differences))
+    return tuple(outcomes)
+
+
+def _per_seed(runs: Sequence[RunDigest], metric: str) -> list[float]:
+    return [float(getattr(run.figures, metric)) for run in runs]
+
+
+def _estimate(values: Sequence[float], resampled: Floats | None) -> Estimate:
+    return Estimate(
+        mean=float(np.mean(values)),
+        ci95=seeds_interval(values),
+        ci95_load=None if resampled is None else load_interval(resampled),
+    )

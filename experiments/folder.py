@@ -1,0 +1,252 @@
+"""Result folders: whole or absent.
+
+run.json          what was run: command, configuration, inputs, seeds, commit, versions
+summary.json      the figures
+requests.parquet  a row per request in trace order: arrival_s, ttft_s, e2e_s, tpot_s, replica,
+                  preemptions; a comparison puts policy and seed in front, and its rows are in
+                  the order of policies, then seeds, then the trace
+ticks.parquet     a row per control tick; policy and seed in front likewise
+report.html       of a comparison
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, fields, is_dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from experiments.result import RequestTable, RunResult, TickTable
+from experiments.summary import plain, simulation_summary
+from tuner.core.clock import WallClock
+from tuner.core.errors import InputError
+from tuner.core.profile import ServingProfile
+from tuner.core.slo import Slo
+from tuner.core.trace import Trace
+
+REQUEST_COLUMNS = ("arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions")
+
+PACKAGES = ("deepseek-tuner", "numpy", "numba", "pyarrow", "pydantic", "onnxruntime", "plotly")
+"""Packages whose version can change a number or a picture."""
+
+
+@contextmanager
+def result_folder(out: Path) -> Iterator[Path]:
+    """Gives a folder to write into; its files are at `out` once the block ends well.
+
+    The folder lies beside `out`, and moves there in one rename. Where `out` exists already, its
+    other files stay and those of the same name are replaced, one rename each, after all of them
+    are complete. If the block raises, or is interrupted, nothing at `out` changes.
+
+    Raises:
+        InputError: `out` is a file, or its place cannot be written.
+    """
+    out = Path(os.path.abspath(out))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the result")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = out.parent / f".{out.name}.{os.getpid()}.part"
+        scratch.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"{out}: a folder cannot be made in {out.parent} ({error.strerror}); name another one"
+        ) from error
+    if out.exists() and not os.access(out, os.W_OK):
+        scratch.rmdir()
+        raise InputError(f"{out} is not writable; name another folder")
+    try:
+        yield scratch
+        if out.exists():
+            for path in sorted(scratch.iterdir()):
+                os.replace(path, out / path.name)
+        else:
+            os.rename(scratch, out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Two-space JSON; NaN becomes null."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def write_simulation(
+    out: Path,
+    result: RunResult,
+    slo: Slo,
+    run: Mapping[str, object],
+) -> None:
+    """The result folder of one simulated run.
+
+    Args:
+        out: the folder.
+        result: what the run gave.
+        slo: objectives for the summary.
+        run: content of `run.json`, see `provenance`.
+    """
+    with result_folder(out) as folder:
+        write_requests(folder / "requests.parquet", result.requests)
+        write_ticks(folder / "ticks.parquet", [(None, result.ticks)])
+        write_json(folder / "run.json", run)
+        write_json(folder / "summary.json", simulation_summary(result, slo))
+
+
+RunKey = tuple[str, int]
+"""Policy and seed."""
+
+
+def write_requests(path: Path, requests: RequestTable, key: RunKey | None = None) -> None:
+    """The requests of one run as Parquet."""
+    columns = {name: getattr(requests, name) for name in REQUEST_COLUMNS}
+    table = _keyed(pa.table(columns), key)
+    pq.write_table(table, path, **_encoding(table.schema))
+
+
+def join_requests(parts: Iterable[Path], path: Path) -> None:
+    """The parts one after the other as one file, a row group at a time; parts are removed."""
+    writer: pq.ParquetWriter | None = None
+    try:
+        for part in parts:
+            with pq.ParquetFile(part) as source:
+                if writer is None:
+                    schema = source.schema_arrow
+                    writer = pq.ParquetWriter(path, schema, **_encoding(schema))
+                for group in range(source.num_row_groups):
+                    writer.write_table(source.read_row_group(group))
+            part.unlink()
+    finally:
+        if writer is not None:
+            writer.close()
+
+
+def write_ticks(path: Path, runs: Iterable[tuple[RunKey | None, TickTable]]) -> None:
+    """The ticks of some runs as Parquet."""
+    tables = []
+    for key, ticks in runs:
+        columns = {field.name: pa.array(getattr(ticks, field.name)) for field in fields(ticks)}
+        tables.append(_keyed(pa.table(columns), key))
+    pq.write_table(pa.concat_tables(tables), path, compression="zstd")
+
+
+def _keyed(table: pa.Table, key: RunKey | None) -> pa.Table:
+    """The table with policy and seed in front."""
+    if key is None:
+        return table
+    policy, seed = key
+    rows = table.num_rows
+    names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([policy]))
+    return table.add_column(0, "policy", names.cast(pa.string())).add_column(
+        1, "seed", pa.array(np.full(rows, seed, np.int32))
+    )
+
+
+def _encoding(schema: pa.Schema) -> dict[str, object]:
+    """Times are random in their low bytes: split by byte they take a fifth less than as they are,
+    and dictionaries of them are wasted work."""
+    times = [field.name for field in schema if pa.types.is_floating(field.type)]
+    others = [name for name in schema.names if name not in times]
+    return {
+        "compression": "zstd",
+        "use_dictionary": others,
+        "use_byte_stream_split": times,
+    }
+
+
+def provenance(
+    command: str,
+    trace: Trace,
+    profile: ServingProfile,
+    config: object,
+    **more: object,
+) -> dict[str, object]:
+    """What `run.json` says of a result: enough to repeat it, and to see what it rests on.
+
+    Args:
+        command: the command line that makes it again.
+        config: a configuration dataclass, written out in full.
+        more: further entries, such as seeds and pinned knobs.
+    """
+    return {
+        "schema": "tuner.run/1",
+        "command": command,
+        "written_at": datetime.fromtimestamp(WallClock().now_s(), tz=UTC).isoformat(
+            timespec="seconds"
+        ),
+        "config": asdict(config) if is_dataclass(config) and not isinstance(config, type) else {},
+        "trace": describe_trace(trace),
+        "profile": describe_profile(profile),
+        **more,
+        "commit": git_commit(),
+        "versions": versions(),
+    }
+
+
+def describe_trace(trace: Trace) -> dict[str, object]:
+    """The load in a few figures."""
+    return {
+        "name": trace.name,
+        "requests": len(trace),
+        "span_s": trace.last_arrival_s,
+        "prompt_tokens": int(trace.prompt_tokens.sum(dtype=np.int64)),
+        "output_tokens": int(trace.output_tokens.sum(dtype=np.int64)),
+        "gaps": [[gap.start_s, gap.end_s] for gap in trace.gaps],
+        "header": dict(trace.header),
+    }
+
+
+def describe_profile(profile: ServingProfile) -> dict[str, object]:
+    """What replicas are simulated from, and how far off it is known to be."""
+    return {
+        "name": profile.name,
+        "scheduler": profile.scheduler,
+        "gpus_per_replica": profile.gpus_per_replica,
+        "origin": dict(profile.origin),
+        "error": dict(profile.error),
+    }
+
+
+def git_commit() -> str | None:
+    """Commit of the code that runs, `-dirty` where files differ from it; None outside git."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    asked = [
+        "git",
+        "-C",
+        str(root),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=40",
+        "--exclude=*",
+    ]
+    try:
+        answer = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip() or None
+
+
+def versions() -> dict[str, str]:
+    """Python, platform, and the packages that can change a number; absent ones are left out."""
+    found = {"python": platform.python_version(), "platform": sys.platform}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

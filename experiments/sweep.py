@@ -1,0 +1,169 @@
+"""Tuning the rules: the count of static and the target of hpa, found by trying them.
+
+A rule is only as good as its setting, so a comparison tunes it on the training trace, and keeps
+every point it tried: together they are the curve of cost against attainment that a policy has to
+beat. Of the settings that reach the goal the cheapest is taken. All points run one seed, which is
+none of those that policies are compared on; the points of a round do not depend on the number of
+processes, so neither does the outcome.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from experiments.config import SweepConfig
+from experiments.summary import Figures
+
+SEED = 0
+"""Seed of every point; comparisons start at FIRST_SEED."""
+FIRST_SEED = 1
+
+Try = Callable[[Sequence[float]], Sequence[Figures]]
+"""Runs the policy once with each of these values, in this order."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of a rule, tried once."""
+
+    value: float
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What was tried for one rule, and what was taken."""
+
+    policy: str
+    option: str
+    unit: str
+    goal: float
+    points: tuple[Point, ...]
+    """In the order of the value."""
+    chosen: Point
+    reached: bool
+    """Whether the chosen point reaches the goal; else it is the one with the best attainment."""
+
+    @property
+    def sentence(self) -> str:
+        """What was chosen and why, in words."""
+        figures, setting = self.chosen.figures, f"{self.option} {self.chosen.value:g} {self.unit}"
+        tried = f"{len(self.points)} tried"
+        if self.reached:
+            return (
+                f"{self.policy}: {setting} is the cheapest of {tried} that meets the objectives "
+                f"for at least {self.goal:.4g} of the requests "
+                f"({figures.slo_attainment:.4f} at {figures.gpu_hours:.1f} GPU hours)"
+            )
+        return (
+            f"{self.policy}: none of {tried} meets the objectives for {self.goal:.4g} of the "
+            f"requests; {setting} comes closest "
+            f"({figures.slo_attainment:.4f} at {figures.gpu_hours:.1f} GPU hours)"
+        )
+
+
+def sweep_static(attempt: Try, config: SweepConfig, max_replicas: int) -> Sweep:
+    """The cheapest replica count that reaches the goal.
+
+    More replicas serve better, so the least count that does is narrowed down by quarters of the
+    remaining range; then its neighbours are tried, which shows the knee and guards the choice
+    against a single lucky run.
+    """
+    tried = _Tried(attempt)
+    if config.static_counts:
+        tried.all(config.static_counts)
+    else:
+        low, high = 0, max_replicas
+        while high - low > 1:
+            step = (high - low) / 4
+            tried.all(sorted({max(low + 1, round(low + step * quarter)) for quarter in (1, 2, 3)}))
+            low, high = _bracket(tried.points, config.goal, max_replicas)
+        tried.all([count for count in range(high - 2, high + 3) if 1 <= count <= max_replicas])
+    return _choose("static", "replicas", "replicas", tried.points, config.goal)
+
+
+def _bracket(points: Sequence[Point], goal: float, most: int) -> tuple[int, int]:
+    """The largest count below which all fail, and the least that may do."""
+    good = [int(point.value) for point in points if point.figures.slo_attainment >= goal]
+    high = min(good, default=most)
+    bad = [int(point.value) for point in points if point.value < high]
+    return max(bad, default=0), high
+
+
+GRID = 1.25
+"""Ratio of neighbouring targets: one replica more or less in a fleet of four to five."""
+GRID_BELOW, GRID_ABOVE = 3, 5
+"""Steps of the grid to either side of the load of one replica of the best static fleet. That fleet
+is sized for the day's peak, so its mean load lies below what a replica can carry at peak."""
+EXTENSIONS = 3
+"""Most times that the grid grows by three steps while its best point lies at its edge."""
+
+
+def sweep_hpa(attempt: Try, config: SweepConfig, around: float) -> Sweep:
+    """The target of hpa that reaches the goal at the least cost.
+
+    Args:
+        attempt: runs hpa with targets in output tokens/s per replica.
+        around: where to begin: output tokens/s of one replica of the best static fleet.
+    """
+    tried = _Tried(attempt)
+    if config.hpa_targets:
+        tried.all(config.hpa_targets)
+        return _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
+    first, last = -GRID_BELOW, GRID_ABOVE
+    tried.all([_rounded(around * GRID**step) for step in range(first, last + 1)])
+    for _ in range(EXTENSIONS):
+        best = _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
+        if not best.reached:
+            steps, first = range(first - 3, first), first - 3
+        elif best.chosen.value == tried.points[-1].value:
+            steps, last = range(last + 1, last + 4), last + 3
+        else:
+            break
+        tried.all([_rounded(around * GRID**step) for step in steps])
+    best = _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
+    beyond = [point.value for point in tried.points if point.value > best.chosen.value]
+    if best.reached and beyond:
+        step = (beyond[0] / best.chosen.value) ** 0.25
+        tried.all([_rounded(best.chosen.value * step**quarter) for quarter in (1, 2, 3)])
+    return _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
+
+
+_HPA_UNIT = "output tokens/s per replica"
+
+
+class _Tried:
+    """Points tried so far; a value is never tried twice."""
+
+    def __init__(self, attempt: Try) -> None:
+        self._attempt = attempt
+        self._found: dict[float, Figures] = {}
+
+    def all(self, values: Sequence[float]) -> None:
+        new = [value for value in dict.fromkeys(values) if value not in self._found]
+        self._found.update(zip(new, self._attempt(new), strict=True))
+
+    @property
+    def points(self) -> list[Point]:
+        return [Point(value, self._found[value]) for value in sorted(self._found)]
+
+
+def _choose(policy: str, option: str, unit: str, points: Sequence[Point], goal: float) -> Sweep:
+    """The cheapest point that reaches the goal, else the one with the best attainment.
+
+    Of equal ones the better served, then the smaller value.
+    """
+    good = [point for point in points if point.figures.slo_attainment >= goal]
+    if good:
+        chosen = min(good, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment))
+    else:
+        chosen = min(points, key=lambda p: (-p.figures.slo_attainment, p.figures.gpu_hours))
+    return Sweep(policy, option, unit, goal, tuple(points), chosen, bool(good))
+
+
+def _rounded(value: float) -> float:
+    """To three digits: what a person would write into a file."""
+    digits = 2 - math.floor(math.log10(value))
+    return round(value, digits)
