@@ -137,7 +137,7 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
         self._now, outcome = self._fleet.look()
         self._seen = self.codec.observe(self._now, self._memory)
         gained = reward(outcome, self.config.weights, self.scale)
-        truncated: BoolArray = np.asarray(self._ticks >= self.config.episode_ticks)
+        truncated = self._ticks >= self.config.episode_ticks
         infos: dict[str, Any] = vars(outcome) | {
             "tripped": self._decided.tripped,
             "clamped": self._decided.clamped,

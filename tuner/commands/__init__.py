@@ -11,5 +11,9 @@ from typing import Any
 
 import typer
 
-COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {}
+from tuner.commands import simulate
+
+COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
+    "simulate": simulate.command,
+}
 """Name -> a Typer app with sub-commands, or the function of a single command."""

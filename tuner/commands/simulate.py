@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 
-def simulate(
+class RouterName(StrEnum):
+    """Routers, as the command line knows them."""
+
+    ROUND_ROBIN = "round_robin"
+    LEAST_PENDING = "least_pending"
+    LEAST_LOADED = "least_loaded"
+
+
+def command(
     trace: Annotated[Path, typer.Option(help="Trace, Parquet; see `tuner trace --help`.")],
     profile: Annotated[str, typer.Option(help="Serving profile: a built-in name or a YAML file.")],
     policy: Annotated[
@@ -22,8 +33,8 @@ def simulate(
         ),
     ] = None,
     router: Annotated[
-        str, typer.Option(help="round_robin, least_pending or least_loaded.")
-    ] = "least_loaded",
+        RouterName, typer.Option(help="How requests are spread over the ready replicas.")
+    ] = RouterName.LEAST_LOADED,
     seed: Annotated[int, typer.Option(help="Draws cold starts and jitter.", min=0)] = 0,
     jitter: Annotated[
         float, typer.Option(help="Sigma of the noise on an iteration's time; 0 is exact.", min=0)
@@ -31,6 +42,13 @@ def simulate(
     tick: Annotated[float, typer.Option(help="Seconds between decisions.")] = 15.0,
     initial_replicas: Annotated[
         int | None, typer.Option(help="Replicas ready at the start.", min=1)
+    ] = None,
+    fallback_target: Annotated[
+        float | None,
+        typer.Option(
+            help="Output tokens/s per replica of the HPA rule that decides where a guardrail "
+            "trips; without it the settings are held."
+        ),
     ] = None,
     max_replicas: Annotated[
         int | None, typer.Option(help="Most replicas that may be asked for.", min=1)
@@ -50,19 +68,26 @@ def simulate(
       tuner simulate --trace day.parquet --profile my-fleet.yaml
       --policy hpa --set target=900 --seed 1 --out runs/hpa
     """
-    from experiments.simulate import simulate_to
+    from experiments.simulate import SimulateRequest, parse_options, print_figures, simulate
+    from experiments.summary import simulation_summary
+    from tuner.core.slo import Slo
 
-    simulate_to(
-        out,
-        trace_path=trace,
-        profile_name=profile,
-        policy_name=policy,
-        options=set_ or [],
-        router=router,
+    request = SimulateRequest(
+        trace=trace,
+        profile=profile,
+        policy=policy,
+        options=parse_options(set_ or []),
+        out=out,
+        router=router.value,
         seed=seed,
         jitter=jitter,
         tick_s=tick,
         initial_replicas=initial_replicas,
         max_replicas=max_replicas,
-        as_json=as_json,
+        fallback_target=fallback_target,
     )
+    result = simulate(request, console=Console(stderr=True))
+    if as_json:
+        typer.echo(json.dumps(simulation_summary(result, Slo())))
+    else:
+        print_figures(result, out, Console())

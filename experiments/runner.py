@@ -1,0 +1,60 @@
+"""Jobs, done in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from experiments.job import Job
+from experiments.result import RunResult
+from experiments.run import run, target_knobs
+from policies import RulePolicy, StaticRule, build_policy
+from tuner.core.knobs import KnobSpace
+from tuner.core.profile import ServingProfile
+from tuner.core.protocols import Policy
+from tuner.core.trace import Trace
+
+
+@dataclass(frozen=True)
+class SimulationRunner:
+    """Builds a job's policy and runs it on a simulated fleet."""
+
+    def check(self, profile: ServingProfile, job: Job) -> None:
+        """Build what the job names, and throw it away.
+
+        Raises:
+            InputError: the policy, one of its options or its bundle cannot be used.
+        """
+        knobs = target_knobs(profile, max_replicas=job.config.max_replicas)
+        self._policy(job, knobs)
+        fallback_of(job, knobs)
+
+    def __call__(
+        self,
+        trace: Trace,
+        profile: ServingProfile,
+        job: Job,
+        progress: Callable[[float], None],
+    ) -> RunResult:
+        knobs = target_knobs(profile, max_replicas=job.config.max_replicas)
+        return run(
+            trace,
+            profile,
+            self._policy(job, knobs),
+            config=job.config,
+            seed=job.seed,
+            fallback=fallback_of(job, knobs),
+            settings=dict(job.options),
+            progress=progress,
+        )
+
+    def _policy(self, job: Job, knobs: KnobSpace) -> Policy:
+        return build_policy(job.policy, job.options, knobs, tick_s=job.config.tick_s)
+
+
+def fallback_of(job: Job, knobs: KnobSpace) -> Policy:
+    """HPA on output tokens/s at the job's target; without a target, nobody: settings are held."""
+    target = job.config.fallback_target
+    if target is None:
+        return RulePolicy("hold", StaticRule({}))
+    return build_policy("hpa", {"target": target}, knobs, tick_s=job.config.tick_s)

@@ -1,0 +1,140 @@
+"""`tuner simulate`: one run, its result folder, and a few lines for the terminal."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from experiments.config import Router, RunConfig, run_mistakes
+from experiments.folder import provenance, write_simulation
+from experiments.job import Job, OptionValue
+from experiments.result import RunResult
+from experiments.runner import SimulationRunner
+from experiments.summary import METRICS, figures_of
+from tuner.core.errors import ConfigError
+from tuner.data import load_profile, read_trace
+
+
+@dataclass(frozen=True)
+class SimulateRequest:
+    """What the command line asked for."""
+
+    trace: Path
+    profile: str
+    policy: str
+    options: Mapping[str, OptionValue]
+    out: Path
+    router: Router = "least_loaded"
+    seed: int = 0
+    jitter: float = 0.0
+    tick_s: float = 15.0
+    initial_replicas: int | None = None
+    max_replicas: int | None = None
+    fallback_target: float | None = None
+
+
+def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
+    """`KEY=VALUE` texts as a mapping; numbers become numbers.
+
+    Raises:
+        ConfigError: a text has no key, no value, or a key comes twice.
+    """
+    options: dict[str, OptionValue] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        if not (key and equals and value):
+            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in --set replicas=4")
+        if key in options:
+            raise ConfigError(f"--set {key} is given twice; give it once")
+        options[key] = _number(value)
+    return options
+
+
+def _number(text: str) -> OptionValue:
+    for read in (int, float):
+        try:
+            return read(text)
+        except ValueError:
+            continue
+    return text
+
+
+def simulate(request: SimulateRequest, *, console: Console) -> RunResult:
+    """Run it and write the result folder.
+
+    Raises:
+        InputError: the trace, profile, policy or an option cannot be used; nothing is written.
+    """
+    trace = read_trace(request.trace)
+    profile = load_profile(request.profile)
+    config = _config(request)
+    mistakes = list(run_mistakes(config))
+    if mistakes:
+        raise ConfigError("; ".join(mistakes))
+    job = Job(request.policy, Path(request.policy).name, request.options, config, request.seed)
+    runner = SimulationRunner()
+    runner.check(profile, job)
+    with Progress(
+        TextColumn("simulating"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task("simulating", total=1.0)
+        result = runner(trace, profile, job, lambda share: bar.update(task, completed=share))
+    run = provenance(
+        shlex.join(["tuner", *sys.argv[1:]]),
+        trace,
+        profile,
+        config,
+        policy=request.policy,
+        options=dict(request.options),
+        seeds=[request.seed],
+        pinned=dict(result.pinned),
+    )
+    write_simulation(request.out, result, config.slo, run)
+    return result
+
+
+def _config(request: SimulateRequest) -> RunConfig:
+    count = request.options.get("replicas", request.options.get("static.replicas"))
+    static = int(count) if request.policy == "static" and isinstance(count, int) else None
+    initial = request.initial_replicas or static
+    most = request.max_replicas or max(RunConfig.max_replicas, initial or 1)
+    return RunConfig(
+        router=request.router,
+        tick_s=request.tick_s,
+        jitter=request.jitter,
+        max_replicas=most,
+        initial_replicas=initial,
+        fallback_target=request.fallback_target,
+    )
+
+
+def print_figures(result: RunResult, out: Path, console: Console) -> None:
+    """The run's figures as a table, and where its folder is."""
+    figures = figures_of(result, RunConfig().slo)
+    table = Table(title=f"{result.policy}, seed {result.seed}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    table.add_column("unit")
+    for metric in METRICS:
+        table.add_row(metric.label, _shown(getattr(figures, metric.name)), metric.unit)
+    console.print(table)
+    console.print(f"written to {out}")
+
+
+def _shown(value: float) -> str:
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.4g}" if value == value else "-"
