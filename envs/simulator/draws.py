@@ -10,7 +10,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
+
+from envs.simulator.compiled import inlined
 
 COLD_START = np.uint64(1)
 JITTER = np.uint64(2)
@@ -24,14 +25,14 @@ _TRUNCATION = 3.0
 """A truncated normal draw lies within so many standard deviations."""
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _mixed(word: np.uint64) -> np.uint64:
     word = (word ^ (word >> np.uint64(30))) * _MIX_1
     word = (word ^ (word >> np.uint64(27))) * _MIX_2
     return word ^ (word >> np.uint64(31))
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def uniform(seed: np.uint64, stream: np.uint64, number: int) -> float:
     """Draw in (0, 1)."""
     word = _mixed(seed + _GAMMA * stream)
@@ -39,14 +40,14 @@ def uniform(seed: np.uint64, stream: np.uint64, number: int) -> float:
     return (float(word >> np.uint64(11)) + 0.5) * _TO_UNIT
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
     """Standard normal draw (Box-Muller)."""
     radius = math.sqrt(-2.0 * math.log(uniform(seed, stream, 2 * number)))
     return radius * math.cos(2.0 * math.pi * uniform(seed, stream, 2 * number + 1))
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def truncated_normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
     """Standard normal draw given that it lies within 3 standard deviations."""
     attempt = 0
@@ -57,7 +58,7 @@ def truncated_normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
     return draw
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def lognormal_of_mean_one(seed: np.uint64, stream: np.uint64, number: int, sigma: float) -> float:
     """Lognormal factor with mean 1; `sigma` is that of its logarithm."""
     return math.exp(sigma * normal(seed, stream, number) - 0.5 * sigma * sigma)

@@ -9,10 +9,10 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from envs.simulator.buckets import KINDS, WIDTH
+from envs.simulator.compiled import entry, inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
     leave_if_drained,
@@ -30,7 +30,7 @@ _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
 
 
-@njit(cache=True, error_model="numpy", nogil=True)
+@entry
 def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64]) -> int:
     """Bring envs first..last - 1 to their times.
 
@@ -46,7 +46,7 @@ def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64])
     return -1
 
 
-@njit(cache=True, error_model="numpy")
+@entry
 def reset(
     memory: Memory,
     index: int,
@@ -86,7 +86,7 @@ def reset(
         forget_outcomes(memory, env)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def clear_window(memory: Memory, env: Env) -> None:
     """Sums and histograms of the window back to nothing."""
     env.window_arrivals = 0
@@ -104,7 +104,7 @@ def clear_window(memory: Memory, env: Env) -> None:
     memory.histograms[base : base + KINDS * WIDTH] = 0
 
 
-@njit(cache=True, error_model="numpy")
+@entry
 def apply(
     memory: Memory,
     replicas: NDArray[np.int64],
@@ -130,7 +130,7 @@ def apply(
             reconcile(memory, engine, env, env.clock_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bool:
     """Bring one env to `until_s`; False: its pool is full."""
     if env.router_waiting > 0 and env.ready > 0 and not dispatch(memory, engine, env, env.clock_s):
@@ -165,7 +165,7 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _earliest(memory: Memory, engine: Engine, env: Env) -> int:
     """Row of the replica whose event is due first, the lowest slot of equals; -1: none is held."""
     first = env.index * engine.slots
@@ -178,7 +178,7 @@ def _earliest(memory: Memory, engine: Engine, env: Env) -> int:
     return earliest
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: float) -> None:
     replica = memory.replicas[index]
     if replica.state == _STARTING or replica.state == _WARMING:

@@ -5,22 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator import events, telemetry
-from envs.simulator.buckets import (
-    E2E,
-    E2E_BOUNDS_S,
-    KINDS,
-    TPOT,
-    TPOT_BOUNDS_S,
-    TTFT,
-    TTFT_BOUNDS_S,
-    WIDTH,
-)
+from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.layout import (
     ARRIVAL,
     ENGINE,
@@ -33,7 +23,7 @@ from envs.simulator.layout import (
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
 from envs.simulator.step_time import ramp_table, seconds_by_batch
-from envs.simulator.telemetry import GaugeColumns, Gauges, RequestColumns, Window, WindowColumns
+from envs.simulator.telemetry import Gauges, RequestColumns, Window
 from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
@@ -199,38 +189,15 @@ class Fleet:
 
     def window(self) -> Window:
         """Sums since the last call, or since the reset; the next window begins."""
-        counts = self._memory.histograms.reshape(self.n, KINDS, WIDTH).copy()
-        columns = WindowColumns(
-            *(
-                np.empty(self.n, np.float64 if name.endswith("_s") else np.int64)
-                for name in WindowColumns._fields
-            )
-        )
-        telemetry.close_windows(self._memory, columns)
-        return Window(
-            **columns._asdict(),
-            ttft_hist=counts[:, TTFT, : len(TTFT_BOUNDS_S) + 1],
-            tpot_hist=counts[:, TPOT, : len(TPOT_BOUNDS_S) + 1],
-            e2e_hist=counts[:, E2E, : len(E2E_BOUNDS_S) + 1],
-        )
+        window = telemetry.empty_window(self.n)
+        telemetry.close_windows(self._memory, window)
+        return window
 
     def gauges(self) -> Gauges:
         """State of every env at its time."""
-        columns = GaugeColumns(
-            *(
-                np.empty(
-                    self.n * self.slots if name.startswith("replica_") else self.n,
-                    np.float64 if name.endswith(("_s", "_usage")) else np.int64,
-                )
-                for name in GaugeColumns._fields
-            )
-        )
-        telemetry.read_gauges(self._memory, columns)
-        shaped: dict[str, Any] = {
-            name: column.reshape(self.n, self.slots) if name.startswith("replica_") else column
-            for name, column in columns._asdict().items()
-        }
-        return Gauges(**shaped)
+        gauges = telemetry.empty_gauges(self.n, self.slots)
+        telemetry.read_gauges(self._memory, gauges)
+        return gauges
 
     def requests(self, env: int = 0) -> RequestColumns:
         """Outcome of every request of the trace in one env; needs `record=True`."""

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
 from envs.simulator import draws
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, Replica, ReplicaState
 
 _OFF = int(ReplicaState.OFF)
@@ -19,7 +18,7 @@ PAST_THE_RAMP = 2**62
 """Admitted requests of a replica that was warm when the env was reset."""
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     """Start, drain and restart replicas until the cluster is on its way to the env's settings."""
     wanted = _wanted_now(memory, engine, env)
@@ -38,7 +37,7 @@ def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
         _go_on_restarting(memory, engine, env, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def start(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Start the engine in a held slot, cold, with the settings in force."""
     _clear(memory, engine, env, replica)
@@ -56,7 +55,7 @@ def start(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: floa
     memory.due_s[replica.index] = at_s + engine.cold_start_s * math.exp(engine.spread * draw)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def stage_ended(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Next stage of a replica that starts or warms up."""
     if replica.state == _STARTING and replica.warmups > 0:
@@ -68,7 +67,7 @@ def stage_ended(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s
         _go_on_restarting(memory, engine, env, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def leave_if_drained(
     memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float
 ) -> None:
@@ -84,7 +83,7 @@ def leave_if_drained(
         reconcile(memory, engine, env, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float) -> None:
     """A replica that has been serving for long: READY, past its ramp. For resets."""
     replica = memory.replicas[env.index * engine.slots + slot]
@@ -97,7 +96,7 @@ def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float
     replica.admitted = PAST_THE_RAMP
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     """Empty a slot whatever it held. For resets."""
     index = env.index * engine.slots + slot
@@ -113,7 +112,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     _clear(memory, engine, env, replica)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """A fresh process: nothing runs, nothing waits, all blocks are free. `runs` counts on."""
     memory.due_s[replica.index] = math.inf
@@ -143,7 +142,7 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     memory.workers[base : base + engine.workers] = -math.inf
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _get_ready(memory: Memory, env: Env, replica: Replica, at_s: float) -> None:
     replica.state = _READY
     replica.ready_s = at_s
@@ -153,7 +152,7 @@ def _get_ready(memory: Memory, env: Env, replica: Replica, at_s: float) -> None:
     env.ready += 1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _drain(
     memory: Memory, engine: Engine, env: Env, replica: Replica, restarting: int, at_s: float
 ) -> None:
@@ -168,7 +167,7 @@ def _drain(
         _turn_off(memory, engine, env, replica, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _hold(env: Env, replica: Replica, at_s: float) -> None:
     """The slot takes up GPUs from now on."""
     env.window_replica_s += env.held * (at_s - env.held_since_s)
@@ -177,7 +176,7 @@ def _hold(env: Env, replica: Replica, at_s: float) -> None:
     env.top = max(env.top, replica.slot + 1)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     env.window_replica_s += env.held * (at_s - env.held_since_s)
     env.held_since_s = at_s
@@ -190,7 +189,7 @@ def _turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: 
         env.top -= 1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _wanted_now(memory: Memory, engine: Engine, env: Env) -> int:
     """Replicas that count towards the setting: all held ones but those that drain for good."""
     count = 0
@@ -201,7 +200,7 @@ def _wanted_now(memory: Memory, engine: Engine, env: Env) -> int:
     return count
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _lowest_off(memory: Memory, engine: Engine, env: Env) -> int:
     for slot in range(engine.slots):
         if memory.replicas[env.index * engine.slots + slot].state == _OFF:
@@ -209,7 +208,7 @@ def _lowest_off(memory: Memory, engine: Engine, env: Env) -> int:
     return -1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _remove_one(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     """Take away the replica that costs least.
 
@@ -245,7 +244,7 @@ def _remove_one(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
         _drain(memory, engine, env, replica, 0, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _go_on_restarting(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     """Rolling restart: while none is under way, drain the next replica with another `threads`."""
     while True:

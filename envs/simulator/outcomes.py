@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from envs.simulator.buckets import BOUNDS, E2E, KINDS, TPOT, TTFT, WIDTH
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Flight, Memory
 from envs.simulator.queueing import give_back
 
@@ -15,7 +15,7 @@ _FLAT_BOUNDS = np.concatenate(BOUNDS)
 _FIRST_BOUND = np.cumsum([0] + [len(bounds) for bounds in BOUNDS])
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def count_first_token(
     env: Env, memory: Memory, engine: Engine, flight: Flight, at_s: float
 ) -> None:
@@ -28,7 +28,7 @@ def count_first_token(
         memory.outcomes[_row(memory, env, flight.request)].ttft_s = flight.ttft_s
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def finish(
     memory: Memory, engine: Engine, env: Env, flight: Flight, entry: int, at_s: float
 ) -> None:
@@ -53,14 +53,14 @@ def finish(
     give_back(env, flight, entry)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def count_preemption(memory: Memory, engine: Engine, env: Env, flight: Flight) -> None:
     env.window_preemptions += 1
     if engine.recording:
         memory.outcomes[_row(memory, env, flight.request)].preemptions = flight.preemptions
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def reject(memory: Memory, engine: Engine, env: Env, request: int) -> None:
     env.window_rejected += 1
     env.window_missed += 1
@@ -68,13 +68,13 @@ def reject(memory: Memory, engine: Engine, env: Env, request: int) -> None:
         memory.outcomes[_row(memory, env, request)].rejected = 1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def record_replica(memory: Memory, engine: Engine, env: Env, request: int, slot: int) -> None:
     if engine.recording:
         memory.outcomes[_row(memory, env, request)].replica = slot
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def forget_outcomes(memory: Memory, env: Env) -> None:
     """As if no request of the trace had been seen."""
     for request in range(len(memory.trace)):
@@ -87,12 +87,12 @@ def forget_outcomes(memory: Memory, env: Env) -> None:
         outcome.rejected = 0
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _row(memory: Memory, env: Env, request: int) -> int:
     return env.index * len(memory.trace) + request
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _count(memory: Memory, env: Env, kind: int, seconds: float) -> None:
     """Count in the bucket of the smallest bound >= seconds, as Prometheus' `le` does."""
     bucket = 0

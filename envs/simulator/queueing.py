@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import NO_REQUEST, Env, Flight, Memory, Replica
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def has_room(env: Env) -> bool:
     """Whether the env's pool has an entry left."""
     return env.flight_free != NO_REQUEST or env.flight_used < env.flight_capacity
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def take_entry(memory: Memory, env: Env) -> int:
     """Entry of the env's pool for a new request; there must be room."""
     entry = env.flight_free
@@ -28,18 +27,18 @@ def take_entry(memory: Memory, env: Env) -> int:
     return entry
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def give_back(env: Env, flight: Flight, entry: int) -> None:
     flight.next = env.flight_free
     env.flight_free = entry
     env.in_flight -= 1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
     """A request that has done nothing yet, from the trace."""
     arrival = memory.trace[request]
-    flight = memory.flights[env.flight_base + entry]
+    flight: Flight = memory.flights[env.flight_base + entry]
     flight.request = request
     flight.next = NO_REQUEST
     flight.prompt_tokens = arrival.prompt_tokens
@@ -53,7 +52,7 @@ def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
     return flight
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def push_back(memory: Memory, env: Env, replica: Replica, flight: Flight, entry: int) -> None:
     if replica.queue_depth == 0:
         replica.queue_head = entry
@@ -64,7 +63,7 @@ def push_back(memory: Memory, env: Env, replica: Replica, flight: Flight, entry:
     replica.queued_tokens += flight.target
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def push_front(replica: Replica, flight: Flight, entry: int) -> None:
     flight.next = replica.queue_head if replica.queue_depth > 0 else NO_REQUEST
     if replica.queue_depth == 0:
@@ -74,7 +73,7 @@ def push_front(replica: Replica, flight: Flight, entry: int) -> None:
     replica.queued_tokens += flight.target
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def pop_front(replica: Replica, flight: Flight) -> None:
     """Take the head, which is `flight`, out of the queue."""
     replica.queue_head = flight.next

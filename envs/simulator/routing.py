@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from numba import njit
-
 from envs.simulator import draws
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica, ReplicaState
 from envs.simulator.outcomes import record_replica, reject
 from envs.simulator.queueing import fill_entry, has_room, push_back, take_entry
@@ -22,7 +21,7 @@ the frontend included; least_loaded: fewest waiting and running ones; ties to th
 _READY = int(ReplicaState.READY)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def arrive(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     """A request of the trace arrives; the env's pool must have room."""
     env.window_arrivals += 1
@@ -36,7 +35,7 @@ def arrive(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) 
         env.router_waiting += 1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def dispatch(memory: Memory, engine: Engine, env: Env, at_s: float) -> bool:
     """Send what waits at the router to the ready replicas, first come first; False: pool full.
 
@@ -54,7 +53,7 @@ def dispatch(memory: Memory, engine: Engine, env: Env, at_s: float) -> bool:
     return True
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def next_kept(memory: Memory, env: Env, request: int) -> int:
     """First request from there on that the env's thinning keeps."""
     if env.keep < 1.0:
@@ -66,7 +65,7 @@ def next_kept(memory: Memory, env: Env, request: int) -> int:
     return request
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _is_too_large(memory: Memory, engine: Engine, request: int) -> bool:
     """Whether no empty replica could admit the request, or hold all of it."""
     arrival = memory.trace[request]
@@ -77,7 +76,7 @@ def _is_too_large(memory: Memory, engine: Engine, request: int) -> bool:
     return blocks > engine.blocks - engine.watermark_blocks
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     replica = memory.replicas[env.index * engine.slots + _choose(memory, engine, env)]
     entry = take_entry(memory, env)
@@ -90,7 +89,7 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
     request_entered(memory, engine, env, replica, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _choose(memory: Memory, engine: Engine, env: Env) -> int:
     """Slot of the ready replica that takes the next request; there is one."""
     first = env.index * engine.slots
@@ -115,7 +114,7 @@ def _choose(memory: Memory, engine: Engine, env: Env) -> int:
     return chosen
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _pass_frontend(
     memory: Memory, engine: Engine, replica: Replica, flight: Flight, at_s: float
 ) -> None:

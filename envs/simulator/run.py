@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import math
 
-from numba import njit
-
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Memory, Replica
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def border_s(replica: Replica, iterations: int) -> float:
     """When so many iterations of the run have ended."""
     k = float(iterations)
     return replica.start_s + k * (replica.step_s + replica.half_slope_s * (k - 1.0))
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _iterations_around(replica: Replica, at_s: float) -> int:
     """Iterations that end by `at_s`, up to rounding: positive root of D(k) = at_s - start_s.
 
@@ -32,7 +31,7 @@ def _iterations_around(replica: Replica, at_s: float) -> int:
     return int(2.0 * elapsed_s / (b + math.sqrt(b * b + 4.0 * replica.half_slope_s * elapsed_s)))
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def ended_by(replica: Replica, at_s: float) -> int:
     """Largest k within the run with its k-th border <= at_s; at_s >= the run's start."""
     if replica.prefill_tokens > 0 or replica.iterations <= 1:
@@ -45,7 +44,7 @@ def ended_by(replica: Replica, at_s: float) -> int:
     return k
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def cut_at(memory: Memory, replica: Replica, at_s: float, strictly_after_s: float) -> None:
     """End a run of decodes at its first border at or after `at_s` and after `strictly_after_s`."""
     if border_s(replica, 1) >= at_s:
@@ -63,7 +62,7 @@ def cut_at(memory: Memory, replica: Replica, at_s: float, strictly_after_s: floa
         memory.due_s[replica.index] = border_s(replica, k)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def new_blocks(memory: Memory, engine: Engine, replica: Replica, step: int, iterations: int) -> int:
     """KV blocks that the decodes take in the iterations step, step + 1, ..., while all go on.
 
@@ -82,7 +81,7 @@ def new_blocks(memory: Memory, engine: Engine, replica: Replica, step: int, iter
     return blocks
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def iterations_that_fit(memory: Memory, engine: Engine, replica: Replica, most: int) -> int:
     """Iterations, the running one included and up to `most`, whose decodes all find a free block.
 

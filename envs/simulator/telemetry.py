@@ -7,22 +7,30 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
+from envs.simulator.buckets import (
+    E2E,
+    E2E_BOUNDS_S,
+    KINDS,
+    TPOT,
+    TPOT_BOUNDS_S,
+    TTFT,
+    TTFT_BOUNDS_S,
+    WIDTH,
+)
+from envs.simulator.compiled import entry, inlined
 from envs.simulator.events import clear_window
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
 from envs.simulator.run import ended_by, new_blocks
 
-_OFF = int(ReplicaState.OFF)
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
 _READY = int(ReplicaState.READY)
 _DRAINING = int(ReplicaState.DRAINING)
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
+class Window(NamedTuple):
     """Sums since the window before, one entry per env; counts int64, seconds float64."""
 
     length_s: NDArray[np.float64]
@@ -55,8 +63,7 @@ class Window:
     """`(n, 22)` finished requests by E2E latency, E2E_BOUNDS_S."""
 
 
-@dataclass(frozen=True, eq=False)
-class Gauges:
+class Gauges(NamedTuple):
     """State now, one entry per env; those of single replicas are `(n, slots)`, 0 where OFF."""
 
     now_s: NDArray[np.float64]
@@ -99,46 +106,53 @@ class RequestColumns:
     rejected: NDArray[np.bool_]
 
 
-class WindowColumns(NamedTuple):
-    """Where `close_windows` writes; as in Window, the histograms apart."""
-
-    length_s: NDArray[np.float64]
-    arrivals: NDArray[np.int64]
-    prompt_tokens: NDArray[np.int64]
-    output_tokens: NDArray[np.int64]
-    finished: NDArray[np.int64]
-    met: NDArray[np.int64]
-    missed: NDArray[np.int64]
-    rejected: NDArray[np.int64]
-    preemptions: NDArray[np.int64]
-    busy_s: NDArray[np.float64]
-    replica_s: NDArray[np.float64]
-    starts: NDArray[np.int64]
-
-
-class GaugeColumns(NamedTuple):
-    """Where `read_gauges` writes; as in Gauges, one-dimensional."""
-
-    now_s: NDArray[np.float64]
-    queue_depth: NDArray[np.int64]
-    running: NDArray[np.int64]
-    in_flight: NDArray[np.int64]
-    kv_cache_usage: NDArray[np.float64]
-    ready: NDArray[np.int64]
-    starting: NDArray[np.int64]
-    draining: NDArray[np.int64]
-    replica_state: NDArray[np.int64]
-    replica_started_s: NDArray[np.float64]
-    replica_running: NDArray[np.int64]
-    replica_queue_depth: NDArray[np.int64]
-    replica_queued_prompt_tokens: NDArray[np.int64]
-    replica_kv_cache_usage: NDArray[np.float64]
-    replica_kv_tokens: NDArray[np.int64]
+def empty_window(n: int) -> Window:
+    """For `close_windows` to fill."""
+    count, seconds = np.int64, np.float64
+    return Window(
+        length_s=np.empty(n, seconds),
+        arrivals=np.empty(n, count),
+        prompt_tokens=np.empty(n, count),
+        output_tokens=np.empty(n, count),
+        finished=np.empty(n, count),
+        met=np.empty(n, count),
+        missed=np.empty(n, count),
+        rejected=np.empty(n, count),
+        preemptions=np.empty(n, count),
+        busy_s=np.empty(n, seconds),
+        replica_s=np.empty(n, seconds),
+        starts=np.empty(n, count),
+        ttft_hist=np.empty((n, len(TTFT_BOUNDS_S) + 1), count),
+        tpot_hist=np.empty((n, len(TPOT_BOUNDS_S) + 1), count),
+        e2e_hist=np.empty((n, len(E2E_BOUNDS_S) + 1), count),
+    )
 
 
-@njit(cache=True, error_model="numpy")
-def close_windows(memory: Memory, out: WindowColumns) -> None:
-    """Write every env's sums and begin its next window; the histograms are copied before."""
+def empty_gauges(n: int, slots: int) -> Gauges:
+    """For `read_gauges` to fill."""
+    count, real = np.int64, np.float64
+    return Gauges(
+        now_s=np.empty(n, real),
+        queue_depth=np.empty(n, count),
+        running=np.empty(n, count),
+        in_flight=np.empty(n, count),
+        kv_cache_usage=np.empty(n, real),
+        ready=np.empty(n, count),
+        starting=np.empty(n, count),
+        draining=np.empty(n, count),
+        replica_state=np.empty((n, slots), count),
+        replica_started_s=np.empty((n, slots), real),
+        replica_running=np.empty((n, slots), count),
+        replica_queue_depth=np.empty((n, slots), count),
+        replica_queued_prompt_tokens=np.empty((n, slots), count),
+        replica_kv_cache_usage=np.empty((n, slots), real),
+        replica_kv_tokens=np.empty((n, slots), count),
+    )
+
+
+@entry
+def close_windows(memory: Memory, out: Window) -> None:
+    """Write every env's sums and begin its next window."""
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
         env = memory.envs[index]
@@ -155,13 +169,20 @@ def close_windows(memory: Memory, out: WindowColumns) -> None:
         out.busy_s[index] = env.window_busy_s
         out.replica_s[index] = env.window_replica_s
         out.starts[index] = env.window_starts
+        for bucket in range(out.ttft_hist.shape[1]):
+            out.ttft_hist[index, bucket] = _bucket(memory, index, TTFT, bucket)
+        for bucket in range(out.tpot_hist.shape[1]):
+            out.tpot_hist[index, bucket] = _bucket(memory, index, TPOT, bucket)
+        for bucket in range(out.e2e_hist.shape[1]):
+            out.e2e_hist[index, bucket] = _bucket(memory, index, E2E, bucket)
+        clear_window(memory, env)
         env.window_early_tokens = early_tokens
         env.window_start_s = env.clock_s
-        clear_window(memory, env)
 
 
-@njit(cache=True, error_model="numpy")
-def read_gauges(memory: Memory, out: GaugeColumns) -> None:
+@entry
+def read_gauges(memory: Memory, out: Gauges) -> None:
+    """Write every env's state."""
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
         env = memory.envs[index]
@@ -169,14 +190,14 @@ def read_gauges(memory: Memory, out: GaugeColumns) -> None:
         starting = 0
         draining = 0
         usage = 0.0
-        for row in range(index * engine.slots, (index + 1) * engine.slots):
-            replica = memory.replicas[row]
-            _read_replica(memory, engine, replica, env.clock_s, row, out)
+        for slot in range(engine.slots):
+            replica = memory.replicas[index * engine.slots + slot]
+            _read_replica(memory, engine, replica, env.clock_s, index, out)
             running += replica.running
             starting += replica.state == _STARTING or replica.state == _WARMING
             draining += replica.state == _DRAINING
             if replica.state == _READY or replica.state == _DRAINING:
-                usage += out.replica_kv_cache_usage[row]
+                usage += out.replica_kv_cache_usage[index, slot]
         serving = env.ready + draining
         out.now_s[index] = env.clock_s
         out.running[index] = running
@@ -188,30 +209,37 @@ def read_gauges(memory: Memory, out: GaugeColumns) -> None:
         out.draining[index] = draining
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _read_replica(
-    memory: Memory, engine: Engine, replica: Replica, now_s: float, row: int, out: GaugeColumns
+    memory: Memory, engine: Engine, replica: Replica, now_s: float, index: int, out: Gauges
 ) -> None:
-    out.replica_state[row] = replica.state
-    out.replica_started_s[row] = replica.started_s
-    out.replica_running[row] = replica.running
-    out.replica_queue_depth[row] = replica.queue_depth
-    out.replica_queued_prompt_tokens[row] = replica.queued_tokens
-    out.replica_kv_cache_usage[row] = math.nan
-    out.replica_kv_tokens[row] = 0
+    slot = replica.slot
+    out.replica_state[index, slot] = replica.state
+    out.replica_started_s[index, slot] = replica.started_s
+    out.replica_running[index, slot] = replica.running
+    out.replica_queue_depth[index, slot] = replica.queue_depth
+    out.replica_queued_prompt_tokens[index, slot] = replica.queued_tokens
+    out.replica_kv_cache_usage[index, slot] = math.nan
+    out.replica_kv_tokens[index, slot] = 0
     if replica.state != _READY and replica.state != _DRAINING:
         return
     ended = ended_by(replica, now_s) if replica.running > 0 else 0
     free = replica.free_blocks
     if ended > 0:  # the iteration that runs now has taken its blocks
         free -= new_blocks(memory, engine, replica, replica.steps + 1, ended)
-    out.replica_kv_cache_usage[row] = 1.0 - free / engine.blocks
-    out.replica_kv_tokens[row] = (
+    out.replica_kv_cache_usage[index, slot] = 1.0 - free / engine.blocks
+    out.replica_kv_tokens[index, slot] = (
         replica.offsets + replica.decoding * (replica.steps + ended) + replica.context_tokens
     )
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
+def _bucket(memory: Memory, index: int, kind: int, bucket: int) -> int:
+    count: int = memory.histograms[(index * KINDS + kind) * WIDTH + bucket]
+    return count
+
+
+@inlined
 def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
     """Count the seconds up to now; return the output tokens of the runs that still go on."""
     now_s = env.clock_s

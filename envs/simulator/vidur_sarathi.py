@@ -14,21 +14,21 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from envs.simulator import draws
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.outcomes import count_first_token, count_preemption, finish
 from envs.simulator.queueing import pop_front, push_front
 from envs.simulator.run import border_s, cut_at, iterations_that_fit, new_blocks
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def blocks_for(engine: Engine, tokens: int) -> int:
     return (tokens + engine.block_tokens - 1) // engine.block_tokens
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def start_iteration(
     memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float
 ) -> None:
@@ -55,7 +55,7 @@ def start_iteration(
     _time_run(memory, engine, env, replica)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def end_run(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Account for the run's iterations, the last of which ends at `at_s`."""
     k = replica.iterations
@@ -69,7 +69,7 @@ def end_run(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: fl
         _end_prefills(memory, engine, env, replica, at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def request_entered(
     memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float
 ) -> None:
@@ -90,7 +90,7 @@ def request_entered(
         cut_at(memory, replica, head.visible_s, replica.start_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def cap_raised(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Let a head in that only the old cap kept out, from the next iteration on."""
     if replica.queue_depth == 0 or replica.running == 0 or replica.prefill_tokens > 0:
@@ -100,19 +100,20 @@ def cap_raised(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s:
         cut_at(memory, replica, max(at_s, head.visible_s), at_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _at(memory: Memory, env: Env, replica: Replica, position: int) -> Flight:
-    return memory.flights[env.flight_base + memory.batch[replica.lane + position]]
+    flight: Flight = memory.flights[env.flight_base + memory.batch[replica.lane + position]]
+    return flight
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _fits(engine: Engine, replica: Replica, head: Flight) -> bool:
     """Whether admission leaves the watermark free. False stays so while the batch only decodes."""
     left = replica.free_blocks - blocks_for(engine, head.target)
     return left >= engine.watermark_blocks
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     need = new_blocks(memory, engine, replica, replica.steps, 1)
     if need < replica.free_blocks:  # then every decode sees a free block at its turn
@@ -133,16 +134,16 @@ def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Repli
     replica.next_end = _smallest_end(memory, replica)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _offset(memory: Memory, replica: Replica, flight: Flight, position: int) -> int:
     """Tokens that the decoding request in that position has done, less the replica's steps."""
-    end = memory.batch_ends[replica.lane + position]
+    end: int = memory.batch_ends[replica.lane + position]
     if flight.done < flight.prompt_tokens:
         return flight.prompt_tokens - end
     return flight.total_tokens - end
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Put the last request of the batch back to the front of the queue, to prefill it anew."""
     position = replica.running - 1
@@ -165,14 +166,14 @@ def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     push_front(replica, flight, entry)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _stop_decoding(memory: Memory, engine: Engine, replica: Replica, offset: int) -> None:
     memory.residues[replica.residue_base + offset % engine.block_tokens] -= 1
     replica.offsets -= offset
     replica.decoding -= 1
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica) -> bool:
     """Admit from the queue's head while it may; whether any was."""
     before = replica.running
@@ -193,7 +194,7 @@ def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica) -> bool:
     return replica.running > before
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _rest(memory: Memory, env: Env, replica: Replica) -> None:
     """Nothing runs: sleep until the head leaves the frontend, or a request comes."""
     if replica.busy_since_s >= 0.0:
@@ -206,7 +207,7 @@ def _rest(memory: Memory, env: Env, replica: Replica) -> None:
             memory.due_s[replica.index] = head.visible_s
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Length of the run that the batch allows, and when it ends."""
     kv_tokens = replica.offsets + replica.decoding * replica.steps + replica.context_tokens
@@ -230,7 +231,7 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
             cut_at(memory, replica, head.visible_s, replica.start_s)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _slow_down(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Stretch the run by the ramp's stage and by jitter.
 
@@ -250,15 +251,15 @@ def _slow_down(memory: Memory, engine: Engine, env: Env, replica: Replica) -> No
         replica.half_slope_s *= factor
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _smallest_end(memory: Memory, replica: Replica) -> int:
     smallest = np.int32(2**31 - 1)
     for position in range(replica.lane, replica.lane + replica.decoding):
         smallest = min(smallest, memory.batch_ends[position])
-    return np.int64(smallest)
+    return int(smallest)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Finish the decoding requests that end with this step and close the gaps they leave."""
     position = 0
@@ -284,7 +285,7 @@ def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_
     replica.next_end = _smallest_end(memory, replica)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Turn the prompts that are done to decoding; only the last may need another iteration."""
     last = replica.running
@@ -309,7 +310,7 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
             _start_decoding(memory, engine, replica, flight, entry)
 
 
-@njit(cache=True, error_model="numpy")
+@inlined
 def _start_decoding(
     memory: Memory, engine: Engine, replica: Replica, flight: Flight, entry: int
 ) -> None:

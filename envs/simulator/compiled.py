@@ -1,0 +1,63 @@
+"""How the simulator's functions are compiled.
+
+`entry` compiles a function that Python calls, and keeps the machine code on disk; `inlined` one
+that only compiled functions call, which becomes part of them. Both compile without Numba's
+reference counts: the functions allocate nothing and the caller keeps the arrays alive, but Numba
+would count every array of every `Memory` that is passed on. Measured on the reference workload
+(10,000 requests, 4 replicas), requests per CPU second: 0.15 million with counts, 0.6 without,
+4.3 with everything inlined as well.
+
+Numba's cache notices a change in the file of the function it keeps, not in the files of what was
+inlined into it; so the cache's folder carries a digest of all sources of the simulator.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import numba
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+_CONFIG: Any = numba.config
+_OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
+_INLINED: dict[str, Any] = _OPTIONS | {"forceinline": True, "no_cpython_wrapper": True}
+
+
+def _cache_folder() -> Path:
+    here = Path(__file__).parent
+    digest = hashlib.sha256()
+    for source in sorted(here.glob("*.py")):
+        digest.update(source.read_bytes())
+    base = Path(_CONFIG.CACHE_DIR) if _CONFIG.CACHE_DIR else here / "__pycache__"
+    return base / f"simulator-{digest.hexdigest()[:16]}"
+
+
+_CACHE_FOLDER = _cache_folder()
+
+
+def inlined(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a part of entries."""
+    compile_function: Any = numba.njit(**_INLINED)
+    compiled: Callable[P, R] = compile_function(function)
+    return compiled
+
+
+def entry(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a function that Python calls; it runs without the interpreter's lock."""
+    folder = _CONFIG.CACHE_DIR
+    _CONFIG.CACHE_DIR = str(_CACHE_FOLDER)
+    try:
+        compile_function: Any = numba.njit(nogil=True, cache=True, **_OPTIONS)
+        compiled: Callable[P, R] = compile_function(function)
+    except RuntimeError:  # no folder can be written to: compile anew in every process
+        compile_function = numba.njit(nogil=True, **_OPTIONS)
+        compiled = compile_function(function)
+    finally:
+        _CONFIG.CACHE_DIR = folder
+    return compiled
