@@ -149,7 +149,7 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
 
     def _decide(self, actions: FloatArray) -> None:
         before = self._memory
-        failed: BoolArray = ~np.isfinite(actions).all(axis=1)
+        failed: BoolArray = np.any(~np.isfinite(actions), axis=1)
         settings, memory = self.codec.act(
             np.where(failed[:, None], 0.0, actions), self._now, self._seen
         )
