@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from envs.simulator.step_time import seconds_by_batch
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile, StepTime
 from tuner.data.profiles import load_profile
@@ -207,7 +208,7 @@ class _Replica:
         self.cap = profile.limits.batch_size_max
         self.budget = profile.limits.chunk_tokens
         self.step_time = profile.step_time
-        self.batch_s = batch_seconds(profile.step_time, self.cap)
+        self.batch_s = seconds_by_batch(profile)
         self.now_s = 0.0
         self.waiting: deque[_Request] = deque()
         self.running: list[_Request] = []
@@ -326,20 +327,6 @@ class _Replica:
         self._release(request)
         request.target, request.done, request.decoding = request.done, 0, False
         self.waiting.appendleft(request)
-
-
-def batch_seconds(step_time: StepTime, batch_size_max: int) -> NDArray[np.float64]:
-    """Seconds of an iteration by its sequences alone, `(batch_size_max + 1,)` from 0 sequences.
-
-    Linear between the points of a batch_table and beyond its ends along its end segments.
-    """
-    sequences = np.arange(batch_size_max + 1, dtype=np.float64)
-    if not step_time.batch_table:
-        return step_time.base_s + step_time.per_sequence_s * sequences
-    at, seconds = np.array(step_time.batch_table, dtype=np.float64).T
-    segment = np.clip(np.searchsorted(at, sequences) - 1, 0, len(at) - 2)
-    slope = np.diff(seconds) / np.diff(at)
-    return np.asarray(seconds[segment] + slope[segment] * (sequences - at[segment]))
 
 
 def fit_step_time(

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 
+from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig
 from experiments.fanout import Watch, fan_out, silent
 from experiments.folder import join_requests, write_ticks
-from experiments.job import Job, OptionValue, RunDigest, Runner, RunTask
+from experiments.job import Job, RunDigest, Runner, RunTask
 from experiments.result import Floats
 from experiments.statistics import (
     MIN_BLOCKS,
-    Interval,
     bootstrap,
     draw_blocks,
     load_interval,
@@ -25,58 +26,10 @@ from experiments.statistics import (
 )
 from experiments.summary import METRICS
 from experiments.sweep import FIRST_SEED
-from experiments.tuning import Bench, Overrides, Tuning, tune, tuned_job
+from experiments.tuning import Bench, Overrides, tune, tuned_job
 from tuner.core.errors import ConfigError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A figure over the seeds, and how sure it is; see `experiments.statistics`."""
-
-    mean: float
-    ci95: Interval | None
-    """Over the seeds, on this load; None for one seed."""
-    ci95_load: Interval | None
-    """Over loads like this one; None where the figure has none, or the load is too short."""
-
-
-@dataclass(frozen=True)
-class PolicyOutcome:
-    """One policy over all seeds."""
-
-    name: str
-    policy: str
-    """What was built: a name, or the folder of a bundle."""
-    options: Mapping[str, OptionValue]
-    """What it was built with; everything else has its default."""
-    runs: tuple[RunDigest, ...]
-    """One per seed, in the order of the seeds."""
-    estimates: Mapping[str, Estimate]
-    """Metric -> over the seeds."""
-    differences: Mapping[str, Estimate]
-    """Metric -> this policy minus the baseline, seed by seed; empty for the baseline itself."""
-
-    def mean(self, metric: str) -> float:
-        return self.estimates[metric].mean
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """The whole of it."""
-
-    trace: Trace
-    profile: ServingProfile
-    config: CompareConfig
-    baseline: str
-    seeds: tuple[int, ...]
-    policies: tuple[PolicyOutcome, ...]
-    """In the order in which they were asked for."""
-    tuning: Tuning
-
-    def __getitem__(self, name: str) -> PolicyOutcome:
-        return next(outcome for outcome in self.policies if outcome.name == name)
 
 
 def named_policies(specs: Sequence[str], known: Sequence[str]) -> dict[str, str]:
@@ -211,7 +164,7 @@ def _outcomes(
         for metric in (metric.name for metric in METRICS):
             values = _per_seed(own, metric)
             resampled = drawn.get(name, {}).get(metric)
-            estimates[metric] = _estimate(values, resampled)
+            estimates[metric] = _within(_estimate(values, resampled), metric)
             if name != baseline:
                 base = _per_seed(runs[baseline], metric)
                 paired = [ours - theirs for ours, theirs in zip(values, base, strict=True)]
@@ -233,3 +186,15 @@ def _estimate(values: Sequence[float], resampled: Floats | None) -> Estimate:
         ci95=seeds_interval(values),
         ci95_load=None if resampled is None else load_interval(resampled),
     )
+
+
+def _within(estimate: Estimate, metric: str) -> Estimate:
+    """The estimate with its interval over seeds cut to what the metric can be.
+
+    Student's t knows no borders: with three seeds it offers attainments above 1 and counts below 0.
+    """
+    if estimate.ci95 is None:
+        return estimate
+    low, high = estimate.ci95
+    top = 1.0 if metric == "slo_attainment" else math.inf
+    return replace(estimate, ci95=(max(low, 0.0), min(high, top)))

@@ -41,19 +41,20 @@ class HpaRule:
     config: HpaConfig
 
     @cached_property
-    def _layout(self) -> Layout:
+    def layout(self) -> Layout:
+        """Where what is in the memory."""
         return Layout.of(self.config)
 
     @property
     def memory_size(self) -> int:
-        return self._layout.size
+        return self.layout.size
 
     def decide(self, now: ObservationArrays, memory: FloatArray) -> RuleResult:
         column = now.knobs.column("replicas")
         n = now.settings[:, column]
         low, high = self.bounds(now.knobs)
         memory = memory.copy()
-        state = self._layout.views(memory)
+        state = self.layout.views(memory)
         settle(self.config, state, n)
         seed(state, now.at_s, n)
 

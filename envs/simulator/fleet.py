@@ -316,6 +316,7 @@ def _engine(
     row["watermark_blocks"] = profile.kv.watermark_blocks
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
+    row["prefill_base_s"] = profile.step_time.prefill_base_s
     row["per_prefill_token_s"] = profile.step_time.per_prefill_token_s
     row["per_kv_token_s"] = profile.step_time.per_kv_token_s
     row["jitter"] = jitter

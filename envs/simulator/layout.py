@@ -45,6 +45,7 @@ class Engine:
     watermark_blocks: Int64
     chunk_tokens: Int64
     batch_size_max: Int64
+    prefill_base_s: Float64
     per_prefill_token_s: Float64
     per_kv_token_s: Float64
     jitter: Float64

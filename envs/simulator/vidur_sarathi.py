@@ -218,7 +218,9 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
     )
     replica.half_slope_s = 0.0
     replica.iterations = 1
-    if replica.prefill_tokens == 0:
+    if replica.prefill_tokens > 0:
+        replica.step_s += engine.prefill_base_s
+    else:
         replica.half_slope_s = 0.5 * engine.per_kv_token_s * replica.decoding
         most = replica.next_end - replica.steps
         replica.iterations = iterations_that_fit(memory, engine, replica, most)

@@ -1,0 +1,113 @@
+"""Figures as people read them: percent, milliseconds, thousands."""
+
+from __future__ import annotations
+
+import math
+
+from experiments.statistics import Interval
+
+DASH = "–"
+NOTHING = "n/a"
+MINUS = "\N{MINUS SIGN}"
+
+
+def figure(metric: str, value: float) -> str:
+    """A metric's value with its unit; `n/a` where there is none."""
+    return f"{number(metric, value)}{unit(metric, value)}"
+
+
+def interval(metric: str, bounds: Interval | None) -> str:
+    """Both bounds with one unit; `n/a` where there is no interval."""
+    if bounds is None:
+        return NOTHING
+    low, high = bounds
+    # One unit for both: that of the larger one.
+    scale = max(abs(low), abs(high))
+    return f"{number(metric, low, scale)} to {number(metric, high, scale)}{unit(metric, scale)}"
+
+
+def unit(metric: str, value: float) -> str:
+    """The unit that a value of this size is read in, with a space in front."""
+    if not math.isfinite(value):
+        return ""
+    if metric == "slo_attainment":
+        return " %"
+    if metric.endswith("_s"):
+        return " ms" if _in_ms(metric, value) else " s"
+    return {
+        "goodput_qps": " /s",
+        "gpu_hours": " GPU·h",
+        "replica_hours": " h",
+    }.get(metric, "")
+
+
+def number(metric: str, value: float, scale: float | None = None) -> str:
+    """A metric's value without its unit.
+
+    Args:
+        scale: size that decides on unit and digits; None: the value itself.
+    """
+    if not math.isfinite(value):
+        return NOTHING
+    size = abs(value if scale is None else scale)
+    if metric == "slo_attainment":
+        return _signed(f"{100 * value:.2f}")
+    if metric.endswith("_s"):
+        if _in_ms(metric, size):
+            return _signed(f"{1000 * value:.{_digits(1000 * size)}f}")
+        return _signed(f"{value:,.{_digits(size)}f}")
+    if metric in ("goodput_qps", "gpu_hours", "replica_hours"):
+        return _signed(f"{value:,.{_digits(size)}f}")
+    whole = float(value).is_integer()
+    return _signed(f"{value:,.0f}" if whole else f"{value:,.1f}")
+
+
+def difference(metric: str, value: float) -> str:
+    """A difference with its sign; shares in points."""
+    if not math.isfinite(value):
+        return NOTHING
+    sign = "+" if value > 0 else ""
+    text = f"{sign}{number(metric, value)}"
+    return f"{text} points" if metric == "slo_attainment" else f"{text}{unit(metric, value)}"
+
+
+def difference_interval(metric: str, bounds: Interval | None) -> str:
+    """Bounds of a difference with their signs."""
+    if bounds is None:
+        return NOTHING
+    low, high = bounds
+    scale = max(abs(low), abs(high))
+    texts = [("+" if bound > 0 else "") + number(metric, bound, scale) for bound in (low, high)]
+    end = " points" if metric == "slo_attainment" else unit(metric, scale)
+    return f"{texts[0]} to {texts[1]}{end}"
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """A ratio as percent: 0.123 is 12.3 %."""
+    return _signed(f"{100 * share:.{digits}f}") + " %"
+
+
+def duration(seconds: float) -> str:
+    """A span in the largest unit that keeps it above 1."""
+    if seconds >= 2 * 86400:
+        return f"{seconds / 86400:.1f} days"
+    if seconds >= 2 * 3600:
+        return f"{seconds / 3600:.1f} h"
+    if seconds >= 2 * 60:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds:.3g} s"
+
+
+def _in_ms(metric: str, value: float) -> bool:
+    return metric.startswith("tpot") or abs(value) < 1
+
+
+def _digits(size: float) -> int:
+    """Decimals that leave at least three digits of a value of this size."""
+    if size >= 100:
+        return 0 if size >= 1000 else 1
+    return 1 if size >= 10 else 2
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", MINUS) if text.startswith("-") else text
