@@ -19,8 +19,16 @@ $(STAMP): pyproject.toml constraints.txt .ci/setup
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash .ci/setup
 	@touch $@
 
+# One generated day to train on, another to compare on: what is learned by heart does not count.
+DEMO_PROFILE := deepseek-r1-8xh200-sglang
+DEMO_STEPS ?= 400000
 demo: setup ## train a small policy on the built-in day, compare it, write demo/report.html
-	@$(BIN)/python -m experiments.demo --out demo
+	@rm -rf demo && mkdir demo
+	$(BIN)/tuner trace generate --workload deepseek-r1-day --hours 24 --seed 1 --out demo/train.parquet
+	$(BIN)/tuner trace generate --workload deepseek-r1-day --hours 24 --seed 2 --out demo/day.parquet
+	$(BIN)/tuner train --trace demo/train.parquet --profile $(DEMO_PROFILE) --steps $(DEMO_STEPS) --seed 1 --out demo/policy-1.0.0
+	$(BIN)/tuner compare --trace demo/day.parquet --train-trace demo/train.parquet --profile $(DEMO_PROFILE) --policies static,hpa,demo/policy-1.0.0 --seeds 3 --out demo
+	@echo; echo "Open demo/report.html in a browser."
 
 test: setup ## lint, types, import contracts and all tests
 	@$(BIN)/ruff format --check -q .

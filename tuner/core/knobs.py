@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -82,19 +83,19 @@ class KnobSpace:
 
     specs: tuple[KnobSpec, ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(spec.name for spec in self.specs)
 
-    @property
+    @cached_property
     def low(self) -> NDArray[np.float64]:
-        """`(knobs,)` smallest allowed values."""
-        return np.array([spec.low for spec in self.specs], dtype=np.float64)
+        """`(knobs,)` smallest allowed values; read-only."""
+        return _frozen([spec.low for spec in self.specs])
 
-    @property
+    @cached_property
     def high(self) -> NDArray[np.float64]:
-        """`(knobs,)` largest allowed values."""
-        return np.array([spec.high for spec in self.specs], dtype=np.float64)
+        """`(knobs,)` largest allowed values; read-only."""
+        return _frozen([spec.high for spec in self.specs])
 
     def column(self, name: str) -> int:
         """Column of a knob in settings arrays.
@@ -127,3 +128,9 @@ class KnobSpace:
                 if not np.isnan(value)
             }
         )
+
+
+def _frozen(values: Sequence[float]) -> NDArray[np.float64]:
+    array = np.array(values, dtype=np.float64)
+    array.flags.writeable = False
+    return array
