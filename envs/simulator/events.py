@@ -49,41 +49,33 @@ def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64])
 @entry
 def reset(
     memory: Memory,
-    index: int,
-    seed: np.uint64,
-    start_s: float,
-    first_request: int,
-    keep: float,
-    replicas: int,
+    rows: NDArray[np.intp],
+    start_s: NDArray[np.float64],
+    first_request: NDArray[np.int64],
+    seeds: NDArray[np.uint64],
+    keep: NDArray[np.float64],
+    replicas: NDArray[np.int64],
+    batch_size: NDArray[np.int64],
+    threads: NDArray[np.int64],
+    warmup_requests: NDArray[np.int64],
 ) -> None:
-    """Start an env afresh; the settings other than `replicas` are in its record already."""
+    """Start the envs of these rows afresh; all arrays `(k,)`."""
     engine = memory.engine[0]
-    env = memory.envs[index]
-    env.index = index
-    env.seed = seed
-    env.keep = keep
-    env.clock_s = start_s
-    env.window_start_s = start_s
-    env.replicas = replicas
-    env.top = 0
-    env.ready = 0
-    env.held = 0
-    env.held_since_s = start_s
-    env.starts = 0
-    env.cursor = 0
-    env.router_waiting = 0
-    env.in_flight = 0
-    env.flight_used = 0
-    env.flight_free = NO_REQUEST
-    for slot in range(engine.slots):
-        switch_off(memory, engine, env, slot)
-    for slot in range(replicas):
-        place_ready(memory, engine, env, slot, start_s)
-    clear_window(memory, env)
-    env.window_early_tokens = 0
-    env.next_request = next_kept(memory, env, first_request)
-    if engine.recording:
-        forget_outcomes(memory, env)
+    for i in range(len(rows)):
+        env = memory.envs[rows[i]]
+        env.index = rows[i]
+        env.seed = seeds[i]
+        env.keep = keep[i]
+        env.replicas = replicas[i]
+        env.batch_size = batch_size[i]
+        env.threads = threads[i]
+        env.warmup_requests = warmup_requests[i]
+        _empty(memory, engine, env, start_s[i])
+        for slot in range(replicas[i]):
+            place_ready(memory, engine, env, slot, start_s[i])
+        env.next_request = next_kept(memory, env, first_request[i])
+        if engine.recording:
+            forget_outcomes(memory, env)
 
 
 @inlined
@@ -128,6 +120,27 @@ def apply(
         if restart or replicas[index] != env.replicas:
             env.replicas = replicas[index]
             reconcile(memory, engine, env, env.clock_s)
+
+
+@inlined
+def _empty(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
+    """No replica, no request, nothing counted."""
+    env.clock_s = at_s
+    env.window_start_s = at_s
+    env.top = 0
+    env.ready = 0
+    env.held = 0
+    env.held_since_s = at_s
+    env.starts = 0
+    env.cursor = 0
+    env.router_waiting = 0
+    env.in_flight = 0
+    env.flight_used = 0
+    env.flight_free = NO_REQUEST
+    env.window_early_tokens = 0
+    clear_window(memory, env)
+    for slot in range(engine.slots):
+        switch_off(memory, engine, env, slot)
 
 
 @inlined

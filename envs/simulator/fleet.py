@@ -10,27 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator import events, telemetry
-from envs.simulator.buckets import KINDS, WIDTH
-from envs.simulator.layout import (
-    ARRIVAL,
-    ENGINE,
-    ENV,
-    FLIGHT,
-    OUTCOME,
-    REPLICA,
-    Memory,
-)
+from envs.simulator.allocation import allocate, with_larger_pools, with_workers
+from envs.simulator.layout import Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
-from envs.simulator.step_time import ramp_table, seconds_by_batch
 from envs.simulator.telemetry import Gauges, RequestColumns, Window
 from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
 DEFAULT_SLO = Slo()
-_FIRST_POOL = 256
-"""Requests in flight that an env has room for at first; doubled when full."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +91,7 @@ class Fleet:
         self._requests = len(trace)
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
-        self._memory = _memory(trace, profile, self.n, slots, router, slo, jitter, record)
+        self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record)
         self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
 
     def reset(
@@ -125,29 +114,26 @@ class Fleet:
             keep: `(k,)` share of the requests that arrive, 0 < keep <= 1; which ones is a
                 function of the seed and the request's row.
         """
-        rows = np.arange(self.n)[envs]
-        start_s = np.broadcast_to(np.asarray(start_s, dtype=np.float64), rows.shape)
-        keep = np.broadcast_to(np.asarray(keep, dtype=np.float64), rows.shape)
+        rows = np.array(np.arange(self.n)[envs])
         if len(seeds) != len(rows):
             raise ValueError(f"{len(seeds)} seeds for {len(rows)} envs; expected one each")
+        start_s = _column(start_s, len(rows))
+        keep = _column(keep, len(rows))
         if not np.all((keep > 0) & (keep <= 1)):
             raise ValueError(f"keep is {keep.min()} to {keep.max()}; expected 0 < keep <= 1")
         settings = self._checked(settings, len(rows))
-        first = np.searchsorted(self._arrival_s, start_s, side="left")
-        for i, row in enumerate(rows):
-            env = self._memory.envs[row]
-            env["batch_size"] = settings.batch_size[i]
-            env["threads"] = settings.threads[i]
-            env["warmup_requests"] = settings.warmup_requests[i]
-            events.reset(
-                self._memory,
-                int(row),
-                np.uint64(seeds[i]),
-                float(start_s[i]),
-                int(first[i]),
-                float(keep[i]),
-                int(settings.replicas[i]),
-            )
+        events.reset(
+            self._memory,
+            rows,
+            start_s,
+            np.searchsorted(self._arrival_s, start_s, side="left"),
+            np.array(seeds, dtype=np.uint64),
+            keep,
+            settings.replicas,
+            settings.batch_size,
+            settings.threads,
+            settings.warmup_requests,
+        )
 
     def apply(self, settings: FleetSettings) -> None:
         """Put settings in force, each env at its own time.
@@ -167,9 +153,7 @@ class Fleet:
 
     def advance(self, until_s: NDArray[np.float64] | float) -> None:
         """Bring every env to its time, `(n,)` seconds, finite and not before its present one."""
-        until_s = np.ascontiguousarray(
-            np.broadcast_to(np.asarray(until_s, dtype=np.float64), (self.n,))
-        )
+        until_s = _column(until_s, self.n)
         clock_s = self._memory.envs["clock_s"]
         if not np.all((until_s >= clock_s) & np.isfinite(until_s)):
             raise ValueError("until_s lies before an env's time or is not finite")
@@ -185,7 +169,7 @@ class Fleet:
                 (index, last) for index, (_, last) in zip(full, pending, strict=True) if index >= 0
             ]
             if pending:
-                self._memory = _with_larger_pools(memory, [index for index, _ in pending])
+                self._memory = with_larger_pools(memory, [index for index, _ in pending])
 
     def window(self) -> Window:
         """Sums since the last call, or since the reset; the next window begins."""
@@ -249,7 +233,7 @@ class Fleet:
         ranges |= {"threads": (1, None), "warmup_requests": (0, None)}
         columns = {}
         for name, (low, high) in ranges.items():
-            column = np.ascontiguousarray(getattr(settings, name), dtype=np.int64)
+            column = np.array(getattr(settings, name), dtype=np.int64)
             if column.shape != (count,):
                 raise ValueError(f"settings.{name} has shape {column.shape}; expected ({count},)")
             if np.any(column < low) or (high is not None and np.any(column > high)):
@@ -262,106 +246,13 @@ class Fleet:
             columns["batch_size"], self.profile.limits.batch_size_max, out=columns["batch_size"]
         )
         if self.profile.frontend is not None:
-            self._memory = _with_workers(self._memory, self.slots, int(columns["threads"].max()))
+            self._memory = with_workers(self._memory, self.slots, int(columns["threads"].max()))
         return FleetSettings(**columns)
 
 
-def _memory(
-    trace: Trace,
-    profile: ServingProfile,
-    n: int,
-    slots: int,
-    router: str,
-    slo: Slo,
-    jitter: float,
-    record: bool,
-) -> Memory:
-    """Memory of a fleet whose envs are yet to be reset."""
-    ramp_requests, ramp_speed = ramp_table(profile)
-    rows = np.zeros(len(trace), ARRIVAL)
-    rows["arrival_s"] = trace.arrival_s
-    rows["prompt_tokens"] = trace.prompt_tokens
-    rows["output_tokens"] = trace.output_tokens
-    envs = np.zeros(n, ENV)
-    envs["flight_base"] = np.arange(n) * _FIRST_POOL
-    envs["flight_capacity"] = _FIRST_POOL
-    replicas = n * slots
-    cap = profile.limits.batch_size_max
-    return Memory(
-        engine=_engine(profile, slots, router, slo, jitter, record),
-        batch_s=seconds_by_batch(profile),
-        ramp_requests=ramp_requests,
-        ramp_speed=ramp_speed,
-        trace=rows,
-        envs=envs,
-        replicas=np.zeros(replicas, REPLICA),
-        due_s=np.full(replicas, np.inf),
-        batch=np.zeros(replicas * cap, np.int32),
-        batch_ends=np.zeros(replicas * cap, np.int32),
-        residues=np.zeros(replicas * profile.kv.block_tokens, np.int32),
-        workers=np.zeros(0),
-        flights=np.zeros(n * _FIRST_POOL, FLIGHT),
-        outcomes=np.zeros(n * len(trace) if record else 0, OUTCOME),
-        histograms=np.zeros(n * KINDS * WIDTH, np.int64),
-    )
+def _column(values: NDArray[np.float64] | float, count: int) -> NDArray[np.float64]:
+    """One float64 per env, from one each or one for all.
 
-
-def _engine(
-    profile: ServingProfile, slots: int, router: str, slo: Slo, jitter: float, record: bool
-) -> NDArray[np.void]:
-    engine = np.zeros(1, ENGINE)
-    row = engine[0]
-    row["block_tokens"] = profile.kv.block_tokens
-    row["blocks"] = profile.kv.blocks
-    row["watermark_blocks"] = profile.kv.watermark_blocks
-    row["chunk_tokens"] = profile.limits.chunk_tokens
-    row["batch_size_max"] = profile.limits.batch_size_max
-    row["prefill_base_s"] = profile.step_time.prefill_base_s
-    row["per_prefill_token_s"] = profile.step_time.per_prefill_token_s
-    row["per_kv_token_s"] = profile.step_time.per_kv_token_s
-    row["jitter"] = jitter
-    row["router"] = ROUTERS[router]
-    row["slots"] = slots
-    row["slo_ttft_s"] = slo.ttft_s
-    row["slo_tpot_s"] = slo.tpot_s
-    row["recording"] = record
-    if profile.startup is not None:
-        row["has_startup"] = 1
-        row["cold_start_s"] = profile.startup.cold_start_s
-        row["spread"] = profile.startup.spread
-        row["warmup_request_s"] = profile.startup.warmup_request_s
-    if profile.frontend is not None:
-        row["has_frontend"] = 1
-        row["cores"] = profile.frontend.cores
-        row["per_request_s"] = profile.frontend.per_request_s
-        row["per_token_s"] = profile.frontend.per_token_s
-    return engine
-
-
-def _with_workers(memory: Memory, slots: int, workers: int) -> Memory:
-    """The same memory with room for so many frontend workers per replica."""
-    present = int(memory.engine["workers"][0])
-    if workers <= present:
-        return memory
-    replicas = len(memory.replicas)
-    grown = np.full((replicas, workers), -np.inf)
-    grown[:, :present] = memory.workers.reshape(replicas, present)
-    memory.engine["workers"] = workers
-    memory.replicas["worker_base"] = np.arange(replicas) * workers
-    return memory._replace(workers=grown.reshape(-1))
-
-
-def _with_larger_pools(memory: Memory, full: list[int]) -> Memory:
-    """The same memory with twice the room for requests in flight in the named envs."""
-    envs = memory.envs
-    capacity = envs["flight_capacity"].copy()
-    capacity[full] *= 2
-    base = np.concatenate(([0], np.cumsum(capacity)))
-    flights = np.zeros(base[-1], FLIGHT)
-    for index in range(len(envs)):
-        env = envs[index]
-        old, used = int(env["flight_base"]), int(env["flight_used"])
-        flights[base[index] : base[index] + used] = memory.flights[old : old + used]
-    envs["flight_base"] = base[:-1]
-    envs["flight_capacity"] = capacity
-    return memory._replace(flights=flights)
+    A copy: a read-only array would be another type to Numba, and compile everything once more.
+    """
+    return np.array(np.broadcast_to(np.asarray(values, dtype=np.float64), (count,)))

@@ -161,8 +161,8 @@ class Replica:
     """Sum of the offsets of the decoding requests."""
     next_end: Int64
     """Smallest `batch_ends` of the decoding requests."""
-    shortened: Int64
-    """Decoding requests that still decode the rest of a prompt that a preemption cut short."""
+    repeating: Int64
+    """Decoding requests that decode tokens they have had before; see `Flight.known_tokens`."""
     free_blocks: Int64
     admitted: Int64
     """Requests admitted, warm-up requests included; gives the stage of the ramp."""
@@ -184,6 +184,9 @@ class Flight:
     """Behind it in its replica's queue or in the free list."""
     prompt_tokens: Int32
     total_tokens: Int32
+    known_tokens: Int32
+    """Prompt and output tokens that exist. A preemption in the middle of a prefill forgets those
+    behind it, and the request decodes them again, which gives no new output."""
     target: Int32
     """Tokens to prefill."""
     done: Int32

@@ -128,7 +128,7 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.steps = 0
     replica.offsets = 0
     replica.next_end = 0
-    replica.shortened = 0
+    replica.repeating = 0
     replica.free_blocks = engine.blocks
     replica.admitted = 0
     replica.queue_head = NO_REQUEST

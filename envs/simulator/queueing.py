@@ -43,6 +43,7 @@ def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
     flight.next = NO_REQUEST
     flight.prompt_tokens = arrival.prompt_tokens
     flight.total_tokens = arrival.prompt_tokens + arrival.output_tokens
+    flight.known_tokens = arrival.prompt_tokens
     flight.target = arrival.prompt_tokens
     flight.done = 0
     flight.chunk = 0

@@ -40,7 +40,8 @@ class Window(NamedTuple):
     prompt_tokens: NDArray[np.int64]
     """Prompts of the requests that gave their first token."""
     output_tokens: NDArray[np.int64]
-    """Tokens generated, exact at the window's border."""
+    """Tokens generated, exact at the window's border; each counts once, also if a preemption makes
+    the engine decode it again."""
     finished: NDArray[np.int64]
     met: NDArray[np.int64]
     """Requests that finished within every objective."""
@@ -252,5 +253,5 @@ def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
         if replica.running > 0:
             env.window_busy_s += now_s - replica.busy_since_s
             replica.busy_since_s = now_s
-            tokens += ended_by(replica, now_s) * (replica.decoding - replica.shortened)
+            tokens += ended_by(replica, now_s) * (replica.decoding - replica.repeating)
     return tokens

@@ -62,7 +62,7 @@ def end_run(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: fl
     if k > 1:
         replica.free_blocks -= new_blocks(memory, engine, replica, replica.steps + 1, k - 1)
     replica.steps += k
-    env.window_output_tokens += k * (replica.decoding - replica.shortened)
+    env.window_output_tokens += k * (replica.decoding - replica.repeating)
     if replica.decoding > 0 and replica.steps == replica.next_end:
         _end_decodes(memory, engine, env, replica, at_s)
     if replica.prefill_tokens > 0:
@@ -115,7 +115,8 @@ def _fits(engine: Engine, replica: Replica, head: Flight) -> bool:
 
 @inlined
 def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
-    need = new_blocks(memory, engine, replica, replica.steps, 1)
+    residue = (1 - replica.steps) % engine.block_tokens
+    need = memory.residues[replica.residue_base + residue]
     if need < replica.free_blocks:  # then every decode sees a free block at its turn
         replica.free_blocks -= need
         return
@@ -138,8 +139,8 @@ def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Repli
 def _offset(memory: Memory, replica: Replica, flight: Flight, position: int) -> int:
     """Tokens that the decoding request in that position has done, less the replica's steps."""
     end: int = memory.batch_ends[replica.lane + position]
-    if flight.done < flight.prompt_tokens:
-        return flight.prompt_tokens - end
+    if flight.done < flight.known_tokens:
+        return flight.known_tokens - end
     return flight.total_tokens - end
 
 
@@ -152,12 +153,13 @@ def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     if position < replica.decoding:
         offset = _offset(memory, replica, flight, position)
         _stop_decoding(memory, engine, replica, offset)
-        if flight.done < flight.prompt_tokens:
-            replica.shortened -= 1
+        if flight.done < flight.known_tokens:
+            replica.repeating -= 1
         flight.done = replica.steps + offset
         replica.free_blocks += blocks_for(engine, flight.done - 1)
     else:
         replica.free_blocks += blocks_for(engine, flight.target)
+    flight.known_tokens = max(flight.known_tokens, flight.done)
     flight.target = flight.done
     flight.done = 0
     flight.preemptions += 1
@@ -271,10 +273,10 @@ def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_
             continue
         entry = memory.batch[replica.lane + position]
         flight = memory.flights[env.flight_base + entry]
-        if flight.done < flight.prompt_tokens:  # the rest of a shortened prompt is decoded
-            flight.done = flight.prompt_tokens
-            replica.shortened -= 1
-            left = flight.total_tokens - flight.prompt_tokens
+        if flight.done < flight.known_tokens:  # what it decodes from now on is new
+            flight.done = flight.known_tokens
+            replica.repeating -= 1
+            left = flight.total_tokens - flight.known_tokens
             memory.batch_ends[replica.lane + position] = replica.steps + left
             continue
         _stop_decoding(memory, engine, replica, flight.total_tokens - replica.steps)
@@ -303,7 +305,7 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
         flight.done = flight.target + 1
         if math.isnan(flight.ttft_s):
             count_first_token(env, memory, engine, flight, at_s)
-        if flight.done > flight.prompt_tokens:
+        if flight.done > flight.known_tokens:
             env.window_output_tokens += 1
         if flight.done == flight.total_tokens:
             replica.free_blocks += blocks_for(engine, flight.target)
@@ -316,9 +318,9 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
 def _start_decoding(
     memory: Memory, engine: Engine, replica: Replica, flight: Flight, entry: int
 ) -> None:
-    if flight.done < flight.prompt_tokens:
-        replica.shortened += 1
-        end = replica.steps + flight.prompt_tokens - flight.done
+    if flight.done < flight.known_tokens:
+        replica.repeating += 1
+        end = replica.steps + flight.known_tokens - flight.done
     else:
         end = replica.steps + flight.total_tokens - flight.done
     offset = flight.done - replica.steps

@@ -1,0 +1,460 @@
+"""The simulator's rules as a naive plain-Python loop: one engine iteration at a time.
+
+Written from the rules, not from the compiled code, and slow on purpose: no leaps, no counters kept
+lazily, every request carries its own state. The order at one moment is that of the rules: what
+ends, ends (lowest slot first); what waits at the router is sent out; requests arrive; settings
+change.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import numpy as np
+
+from tuner.core.profile import ServingProfile
+from tuner.core.trace import Trace
+
+MASK = 2**64 - 1
+
+
+@dataclass
+class Request:
+    number: int
+    arrival_s: float
+    prompt: int
+    output: int
+    target: int = 0
+    done: int = 0
+    blocks: int = 0
+    decoding: bool = False
+    tokens_now: int = 0
+    visible_s: float = 0.0
+    ttft_s: float = math.nan
+    e2e_s: float = math.nan
+    replica: int = -1
+    preemptions: int = 0
+    given: int = 0
+    rejected: bool = False
+
+    @property
+    def total(self) -> int:
+        return self.prompt + self.output
+
+
+@dataclass
+class Replica:
+    slot: int
+    state: str = "off"
+    restarting: bool = False
+    threads: int = 1
+    warmups: int = 0
+    started_s: float = math.nan
+    ready_s: float = math.nan
+    queue: deque[Request] = field(default_factory=deque)
+    running: list[Request] = field(default_factory=list)
+    batch: list[Request] = field(default_factory=list)
+    free: int = 0
+    admitted: float = 0
+    iteration_s: float = math.nan
+    due_s: float = math.inf
+    workers: list[float] = field(default_factory=list)
+    last_visible_s: float = -math.inf
+
+
+@dataclass
+class Sums:
+    """Totals since the start."""
+
+    arrivals: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    finished: int = 0
+    rejected: int = 0
+    preemptions: int = 0
+    starts: int = 0
+    busy_s: float = 0.0
+    replica_s: float = 0.0
+    iterations: int = 0
+
+
+class Oracle:
+    """One cluster."""
+
+    def __init__(
+        self,
+        trace: Trace,
+        profile: ServingProfile,
+        *,
+        seed: int,
+        slots: int,
+        router: str,
+        replicas: int,
+        batch_size: int,
+        threads: int = 1,
+        warmup_requests: int = 0,
+        start_s: float = 0.0,
+    ) -> None:
+        self.profile = profile
+        self.kv = profile.kv
+        self.seed = seed
+        self.router = router
+        self.now_s = start_s
+        self.replicas = replicas
+        self.batch_size = batch_size
+        self.threads = threads
+        self.warmup_requests = warmup_requests
+        columns = zip(trace.arrival_s, trace.prompt_tokens, trace.output_tokens, strict=True)
+        self.requests = [
+            Request(i, float(arrival_s), int(prompt), int(output), target=int(prompt))
+            for i, (arrival_s, prompt, output) in enumerate(columns)
+        ]
+        self.coming = deque(r for r in self.requests if r.arrival_s >= start_s)
+        self.waiting: deque[Request] = deque()
+        self.slots = [Replica(slot) for slot in range(slots)]
+        self.cursor = 0
+        self.starts = 0
+        self.sums = Sums()
+        for replica in self.slots[:replicas]:
+            self._boot(replica)
+            replica.admitted = math.inf
+
+    # time
+
+    def advance(self, until_s: float) -> None:
+        while True:
+            ending = min(self.slots, key=lambda replica: replica.due_s)  # the first of equals
+            arrival_s = self.coming[0].arrival_s if self.coming else math.inf
+            next_s = min(ending.due_s, arrival_s)
+            if next_s > until_s or next_s == math.inf:
+                break
+            self._pass_time(next_s)
+            if ending.due_s <= arrival_s:
+                self._event(ending)
+                if all(replica.due_s > next_s for replica in self.slots):
+                    self._send_waiting()
+            else:
+                self._arrive(self.coming.popleft())
+        self._pass_time(until_s)
+
+    def _pass_time(self, to_s: float) -> None:
+        passed_s = to_s - self.now_s
+        for replica in self.slots:
+            self.sums.replica_s += passed_s if replica.state != "off" else 0.0
+            self.sums.busy_s += passed_s if replica.batch else 0.0
+        self.now_s = to_s
+
+    def _event(self, replica: Replica) -> None:
+        if replica.state == "starting" and replica.warmups > 0:
+            replica.state = "warming"
+            replica.due_s = self.now_s + replica.warmups * self.profile.startup.warmup_request_s
+        elif replica.state in ("starting", "warming"):
+            self._get_ready(replica)
+            self._restart_next()
+        else:
+            if replica.batch:
+                self._end_iteration(replica)
+            self._start_iteration(replica)
+            self._leave_if_empty(replica)
+
+    # requests
+
+    def _arrive(self, request: Request) -> None:
+        self.sums.arrivals += 1
+        prompt_blocks = math.ceil(request.prompt / self.kv.block_tokens)
+        if (
+            request.total > self.kv.blocks * self.kv.block_tokens
+            or prompt_blocks > self.kv.blocks - self.kv.watermark_blocks
+        ):
+            request.rejected = True
+            self.sums.rejected += 1
+            return
+        self.waiting.append(request)
+        self._send_waiting()
+
+    def _send_waiting(self) -> None:
+        while self.waiting and any(replica.state == "ready" for replica in self.slots):
+            self._send(self.waiting.popleft())
+
+    def _send(self, request: Request) -> None:
+        ready = [replica for replica in self.slots if replica.state == "ready"]
+        if self.router == "round_robin":
+            chosen = min(ready, key=lambda r: (r.slot - self.cursor) % len(self.slots))
+            self.cursor = chosen.slot + 1
+        elif self.router == "least_pending":
+            chosen = min(ready, key=lambda r: len(r.queue))
+        else:
+            chosen = min(ready, key=lambda r: len(r.queue) + len(r.running))
+        request.replica = chosen.slot
+        request.visible_s = self._through_frontend(chosen, request)
+        chosen.queue.append(request)
+        if not chosen.batch:
+            self._start_iteration(chosen)
+        elif chosen.iteration_s == self.now_s:  # here by its start: in it, if there is room
+            self._admit(chosen)
+            chosen.due_s = self.now_s + self._seconds(chosen)
+
+    def _through_frontend(self, replica: Replica, request: Request) -> float:
+        frontend = self.profile.frontend
+        if frontend is None:
+            return self.now_s
+        service_s = frontend.per_request_s + frontend.per_token_s * request.prompt
+        service_s *= max(1.0, replica.threads / frontend.cores)
+        replica.workers.sort()
+        out_s = max(self.now_s, replica.workers.pop(0)) + service_s
+        replica.workers.append(out_s)
+        replica.last_visible_s = max(replica.last_visible_s, out_s)
+        return replica.last_visible_s
+
+    # iterations
+
+    def _start_iteration(self, replica: Replica) -> None:
+        replica.iteration_s = self.now_s
+        replica.batch = []
+        prefilling = self._take_decodes(replica)
+        for request in prefilling:
+            self._prefill(replica, request)
+        self._admit(replica)
+        if replica.batch:
+            replica.due_s = self.now_s + self._seconds(replica)
+        else:
+            replica.due_s = math.inf
+            if replica.queue and replica.queue[0].visible_s > self.now_s:
+                replica.due_s = replica.queue[0].visible_s
+
+    def _take_decodes(self, replica: Replica) -> list[Request]:
+        """Put the decodes into the batch; return the requests that still prefill."""
+        unwalked = replica.running
+        walked, prefilling = [], []
+        while unwalked:
+            request = unwalked.pop(0)
+            if not request.decoding:
+                prefilling.append(request)
+                continue
+            while replica.free < 1 and unwalked:
+                self._preempt(replica, unwalked.pop())
+            if replica.free < 1:
+                self._preempt(replica, request)
+                break
+            if request.done > self.kv.block_tokens * request.blocks:
+                request.blocks += 1
+                replica.free -= 1
+            request.tokens_now = 1
+            walked.append(request)
+        replica.batch = list(walked)
+        replica.running = walked + prefilling
+        return prefilling
+
+    def _prefill(self, replica: Replica, request: Request) -> None:
+        request.tokens_now = min(request.target - request.done, self._budget(replica))
+        replica.batch.append(request)
+
+    def _budget(self, replica: Replica) -> int:
+        used = sum(request.tokens_now for request in replica.batch)
+        return self.profile.limits.chunk_tokens - used
+
+    def _preempt(self, replica: Replica, request: Request) -> None:
+        replica.free += request.blocks
+        request.blocks = 0
+        request.target = request.done
+        request.done = 0
+        request.decoding = False
+        request.preemptions += 1
+        self.sums.preemptions += 1
+        replica.queue.appendleft(request)
+
+    def _admit(self, replica: Replica) -> None:
+        while replica.queue and len(replica.running) < self.batch_size:
+            head = replica.queue[0]
+            need = math.ceil(head.target / self.kv.block_tokens)
+            if (
+                head.visible_s > self.now_s
+                or replica.free - need < self.kv.watermark_blocks
+                or self._budget(replica) < 1
+            ):
+                break
+            replica.queue.popleft()
+            head.blocks = need
+            replica.free -= need
+            self._prefill(replica, head)
+            replica.running.append(head)
+            replica.admitted += head.preemptions == 0
+
+    def _seconds(self, replica: Replica) -> float:
+        law = self.profile.step_time
+        batch = replica.batch
+        if law.batch_table:
+            seconds = self._table_seconds(len(batch))
+        else:
+            seconds = law.base_s + law.per_sequence_s * len(batch)
+        prefill_tokens = sum(r.tokens_now for r in batch if not r.decoding)
+        seconds += law.per_prefill_token_s * prefill_tokens
+        seconds += law.prefill_base_s if prefill_tokens else 0.0
+        seconds += law.per_kv_token_s * sum(r.done for r in batch)
+        return seconds / self._speed(replica)
+
+    def _table_seconds(self, batch: int) -> float:
+        points = self.profile.step_time.batch_table
+        if batch <= points[0][0] or len(points) == 1:
+            return points[0][1]
+        for (b0, s0), (b1, s1) in pairwise(points):
+            if batch <= b1 or (b1, s1) == points[-1]:
+                return s0 + (s1 - s0) * (batch - b0) / (b1 - b0)
+        raise AssertionError
+
+    def _speed(self, replica: Replica) -> float:
+        first = 0
+        for requests, speed in self.profile.startup.ramp if self.profile.startup else ():
+            first += requests
+            if replica.admitted <= first:
+                return speed
+        return 1.0
+
+    def _end_iteration(self, replica: Replica) -> None:
+        self.sums.iterations += 1
+        for request in replica.batch:
+            request.done += request.tokens_now
+            if not request.decoding and request.done == request.target:
+                request.decoding = True
+                request.done += 1
+                if math.isnan(request.ttft_s):
+                    request.ttft_s = self.now_s - request.arrival_s
+                    self.sums.prompt_tokens += request.prompt
+            if request.decoding and request.done - request.prompt > request.given:
+                request.given += 1
+                self.sums.output_tokens += 1
+            if request.decoding and request.done == request.total:
+                request.e2e_s = self.now_s - request.arrival_s
+                replica.free += request.blocks
+                request.blocks = 0
+                self.sums.finished += 1
+                replica.running.remove(request)
+        replica.batch = []
+
+    # replicas
+
+    def apply(self, *, replicas: int, batch_size: int, threads: int, warmup_requests: int) -> None:
+        self.batch_size = batch_size
+        self.threads = threads
+        self.warmup_requests = warmup_requests
+        self.replicas = replicas
+        self._reconcile()
+        self._send_waiting()
+
+    def _reconcile(self) -> None:
+        while self._counted() > self.replicas:
+            self._remove_one()
+        while self._counted() < self.replicas:
+            off = [replica for replica in self.slots if replica.state == "off"]
+            if not off:
+                break
+            self._start(off[0])
+        self._restart_next()
+
+    def _counted(self) -> int:
+        return sum(r.state in ("starting", "warming", "ready") or r.restarting for r in self.slots)
+
+    def _remove_one(self) -> None:
+        booting = [r for r in self.slots if r.state in ("starting", "warming")]
+        restarting = [r for r in self.slots if r.state == "draining" and r.restarting]
+        ready = [r for r in self.slots if r.state == "ready"]
+        if booting:
+            self._turn_off(max(booting, key=lambda r: (r.started_s, r.slot)))
+        elif restarting:
+            restarting[0].restarting = False
+        else:
+            newest = max(ready, key=lambda r: (r.ready_s, r.slot))
+            newest.state = "draining"
+            self._leave_if_empty(newest, reconcile=False)
+
+    def _leave_if_empty(self, replica: Replica, *, reconcile: bool = True) -> None:
+        if replica.state != "draining" or replica.running or replica.queue:
+            return
+        if replica.restarting:
+            self._start(replica)
+            self._restart_next()
+        else:
+            self._turn_off(replica)
+            if reconcile:
+                self._reconcile()
+
+    def _restart_next(self) -> None:
+        while self.profile.frontend is not None and not any(r.restarting for r in self.slots):
+            stale = [r for r in self.slots if r.state == "ready" and r.threads != self.threads]
+            if not stale:
+                return
+            stale[0].state = "draining"
+            stale[0].restarting = True
+            if not stale[0].running and not stale[0].queue:
+                self._start(stale[0])
+
+    def _boot(self, replica: Replica) -> None:
+        """A fresh process in the slot."""
+        replica.threads = self.threads
+        replica.warmups = self.warmup_requests
+        replica.started_s = self.now_s
+        replica.free = self.kv.blocks
+        replica.batch = []
+        replica.due_s = math.inf
+        replica.iteration_s = math.nan
+        replica.workers = [-math.inf] * self.threads
+        replica.last_visible_s = -math.inf
+        self._get_ready(replica)
+
+    def _start(self, replica: Replica) -> None:
+        number = self.starts
+        self.starts += 1
+        self.sums.starts += 1
+        restarting = replica.restarting
+        self._boot(replica)
+        startup = self.profile.startup
+        if startup is not None:
+            replica.restarting = restarting
+            replica.state = "starting"
+            draw = truncated_normal(self.seed, 1, number)
+            replica.due_s = self.now_s + startup.cold_start_s * math.exp(startup.spread * draw)
+
+    def _get_ready(self, replica: Replica) -> None:
+        replica.state = "ready"
+        replica.restarting = False
+        replica.ready_s = self.now_s
+        replica.admitted = replica.warmups
+        replica.due_s = math.inf
+
+    def _turn_off(self, replica: Replica) -> None:
+        replica.state = "off"
+        replica.restarting = False
+        replica.due_s = math.inf
+
+    # what can be seen
+
+    def column(self, name: str) -> np.ndarray:
+        return np.array([getattr(request, name) for request in self.requests])
+
+    def count(self, state: str) -> int:
+        return sum(replica.state == state for replica in self.slots)
+
+
+def mixed(word: int) -> int:
+    word = (word ^ (word >> 30)) * 0xBF58476D1CE4E5B9 & MASK
+    word = (word ^ (word >> 27)) * 0x94D049BB133111EB & MASK
+    return word ^ (word >> 31)
+
+
+def uniform(seed: int, stream: int, number: int) -> float:
+    word = mixed((seed + 0x9E3779B97F4A7C15 * stream) & MASK)
+    word = mixed((word + 0x9E3779B97F4A7C15 * (number + 1)) & MASK)
+    return ((word >> 11) + 0.5) * 2.0**-53
+
+
+def truncated_normal(seed: int, stream: int, number: int) -> float:
+    for attempt in range(256):
+        count = 2 * (256 * number + attempt)
+        radius = math.sqrt(-2.0 * math.log(uniform(seed, stream, count)))
+        draw = radius * math.cos(2.0 * math.pi * uniform(seed, stream, count + 1))
+        if abs(draw) <= 3.0:
+            return draw
+    raise AssertionError
