@@ -13,7 +13,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tuner.cli import app
-from tuner.commands.trace import Format, Gaps
+from tuner.commands.gaps import Gaps
+from tuner.commands.trace import Format
 from tuner.core.errors import InputError
 from tuner.core.trace import Trace
 from tuner.data import read_trace, write_trace

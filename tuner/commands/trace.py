@@ -15,6 +15,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuner.commands.gaps import Gaps, GapsOption, warn_of
+
 if TYPE_CHECKING:
     from tuner.core.trace import Gap, Trace
     from tuner.data.formats.rows import Progress
@@ -41,23 +43,6 @@ class Format(StrEnum):
     JSONL = "jsonl"
 
 
-class Gaps(StrEnum):
-    """What to do about silence that the load around it does not explain."""
-
-    KEEP = "keep"
-    MASK = "mask"
-    ERROR = "error"
-
-
-GapsOption = Annotated[
-    Gaps,
-    typer.Option(
-        "--gaps",
-        metavar="MODE",
-        help="Gaps in the recording: [bold]keep[/] as time without load, [bold]mask[/] (noted in "
-        "the trace; ticks inside are left out of scores), or stop with an [bold]error[/].",
-    ),
-]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
 
@@ -97,7 +82,7 @@ def import_(
         print(json.dumps({"out": str(out), "gaps": _spans(found), **asdict(report)}, indent=2))
         return
     _print_report(report)
-    _warn_of(found, masked=gaps is Gaps.MASK)
+    warn_of(found, masked=gaps is Gaps.MASK)
     _print_written(trace, out)
 
 
@@ -123,7 +108,7 @@ def describe(
     console = Console(highlight=False)
     _print_summary(console, summary)
     _print_chart(console, trace)
-    _warn_of(tuple(gap for gap in summary.gaps if gap not in summary.masked), masked=False)
+    warn_of(tuple(gap for gap in summary.gaps if gap not in summary.masked), masked=False)
 
 
 @app.command()
@@ -204,20 +189,6 @@ def _print_written(trace: Trace, out: Path) -> None:
         f"[bold]{escape(str(out))}[/]: {summary.requests:,} requests over "
         f"{duration(summary.span_s)}, {summary.mean_qps:.3g} requests/s in the mean"
     )
-
-
-def _warn_of(gaps: tuple[Gap, ...], *, masked: bool) -> None:
-    from tuner.commands.chart import duration
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for gap in gaps[:5]:
-        console.print(
-            f"[yellow]warning:[/] no request for {duration(gap.length_s)}, from "
-            f"{gap.start_s:.0f} s to {gap.end_s:.0f} s: a gap in the recording, "
-            + ("masked" if masked else "kept as time without load (--gaps mask leaves it out)")
-        )
-    if len(gaps) > 5:
-        console.print(f"[yellow]warning:[/] and {len(gaps) - 5} more gaps")
 
 
 def _print_summary(console: Console, summary: TraceSummary) -> None:
