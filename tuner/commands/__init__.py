@@ -11,9 +11,11 @@ from typing import Any
 
 import typer
 
-from tuner.commands import simulate
+from tuner.commands import profile, simulate, trace
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
+    "profile": profile.app,
     "simulate": simulate.command,
+    "trace": trace.app,
 }
 """Name -> a Typer app with sub-commands, or the function of a single command."""

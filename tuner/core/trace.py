@@ -39,7 +39,9 @@ class Trace:
         client_id: who sent the request, int32, or None.
         name: for reports and messages.
         header: free key-value pairs from the file (origin, licence, seed, digest).
-        gaps: spans in which the recording is silent.
+        gaps: spans that are masked because the recording is silent in them, in order and apart.
+            Arrivals keep their times; whoever scores a run leaves out the ticks that overlap a
+            gap, and rates are taken over the time outside gaps. `tuner.core.gaps` finds them.
 
     Raises:
         TraceError: one sentence naming the first column, row and value that is wrong.
@@ -63,6 +65,8 @@ class Trace:
         self._check_arrivals()
         self._check_tokens("prompt_tokens", self.prompt_tokens)
         self._check_tokens("output_tokens", self.output_tokens)
+        self._check_prefix_hits()
+        self._check_gaps()
         for column in self.columns().values():
             column.flags.writeable = False
 
@@ -90,6 +94,28 @@ class Trace:
             raise TraceError(
                 f"{self.name}: {name} in row {row} is {tokens[row]}; expected 1 to {MAX_TOKENS}"
             )
+
+    def _check_prefix_hits(self) -> None:
+        hits = self.prefix_hit_tokens
+        if hits is None:
+            return
+        bad = np.flatnonzero((hits < 0) | (hits > self.prompt_tokens))
+        if len(bad):
+            row = int(bad[0])
+            raise TraceError(
+                f"{self.name}: prefix_hit_tokens in row {row} is {hits[row]}; "
+                f"expected 0 to the prompt's {self.prompt_tokens[row]} tokens"
+            )
+
+    def _check_gaps(self) -> None:
+        end_s = 0.0
+        for gap in self.gaps:
+            if not (end_s <= gap.start_s < gap.end_s < np.inf):
+                raise TraceError(
+                    f"{self.name}: a gap goes from {gap.start_s} to {gap.end_s} s; "
+                    "expected gaps in order, apart and of some length"
+                )
+            end_s = gap.end_s
 
     def __len__(self) -> int:
         return len(self.arrival_s)

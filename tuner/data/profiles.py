@@ -118,9 +118,10 @@ def _contradictions(profile: ServingProfile) -> Iterator[str]:
 def _step_time_contradictions(step: StepTime, batch_size_max: int) -> Iterator[str]:
     table = step.batch_table
     if not table:
-        if step.base_s + step.per_sequence_s <= 0:
+        one_s = step.base_s + step.per_sequence_s
+        if one_s <= 0:
             yield (
-                "step_time gives an iteration of one sequence 0 seconds; "
+                f"step_time gives an iteration of one sequence {one_s:g} seconds; "
                 "expected base_s, per_sequence_s or batch_table above 0"
             )
         return

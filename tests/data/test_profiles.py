@@ -1,0 +1,204 @@
+"""Serving profiles: read strictly, every mistake at once with its key."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tuner.core.errors import ProfileError
+from tuner.data import list_profiles, load_profile
+from tuner.data.profiles import parse_profile
+
+GOOD = """\
+schema: tuner.profile/1
+name: ours
+scheduler: vidur-sarathi
+gpus_per_replica: 8
+kv: {block_tokens: 16, blocks: 1000, watermark: 0.01}
+limits: {batch_size_max: 64, chunk_tokens: 512}
+step_time: {base_s: 0.01, per_prefill_token_s: 6e-5, per_sequence_s: 1e-4, per_kv_token_s: 2e-8}
+startup: {cold_start_s: 60, spread: 0.2, warmup_request_s: 0.5, ramp: [[100, 0.5]]}
+frontend: {cores: 8, per_request_s: 0.001, per_token_s: 1e-6}
+origin: {step_time: measured}
+error: {tpot_mean: 0.01}
+"""
+
+
+def mistakes(text: str) -> str:
+    with pytest.raises(ProfileError) as caught:
+        parse_profile(text, "ours.yaml")
+    return str(caught.value)
+
+
+def test_reads_every_section() -> None:
+    profile = parse_profile(GOOD, "ours.yaml")
+    assert profile.step_time.per_prefill_token_s == 6e-5
+    assert profile.kv.tokens == 16_000
+    assert profile.kv.watermark_blocks == 10
+    assert profile.startup is not None
+    assert profile.startup.ramp == ((100, 0.5),)
+    assert profile.frontend is not None
+    assert profile.unmodelled_knobs() == {}
+
+
+@pytest.mark.parametrize("name", list_profiles())
+def test_built_in_profiles_hold_and_say_where_their_figures_come_from(name: str) -> None:
+    profile = load_profile(name)
+    assert profile.name == name
+    assert profile.origin
+
+
+def test_the_default_profile_is_built_in_with_its_error() -> None:
+    profile = load_profile("deepseek-r1-8xh200-sglang")
+    assert {"tpot_mean", "tpot_worst", "ttft_mean", "ttft_worst"} <= profile.error.keys()
+    assert "extrapola" in profile.origin["limits.batch_size_max"]
+
+
+def test_reads_a_file_by_its_path(tmp_path: Path) -> None:
+    (tmp_path / "ours.yaml").write_text(GOOD)
+    assert load_profile(tmp_path / "ours.yaml") == load_profile(str(tmp_path / "ours.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        ("limits:", "limit:", "limit is not a known key; did you mean 'limits'?"),
+        ("blocks: 1000", "block: 1000", "kv.block is not a known key; did you mean"),
+        ("base_s", "bas_s", "step_time.bas_s is not a known key; did you mean 'base_s'?"),
+        ("name: ours\n", "", "name is missing"),
+        ("tuner.profile/1", "tuner.profile/2", "schema is 'tuner.profile/2'; expected"),
+        ("gpus_per_replica: 8", "gpus_per_replica: '8'", "gpus_per_replica is '8'; expected a"),
+        ("gpus_per_replica: 8", "gpus_per_replica: 8.5", "gpus_per_replica is 8.5"),
+        ("gpus_per_replica: 8", "gpus_per_replica: true", "gpus_per_replica is True"),
+        ("gpus_per_replica: 8", "gpus_per_replica: 0", "gpus_per_replica is 0; expected at"),
+        ("base_s: 0.01", "base_s: -0.01", "step_time.base_s is -0.01; expected at least 0"),
+        ("base_s: 0.01", "base_s: .nan", "step_time.base_s is nan; expected a finite number"),
+        ("base_s: 0.01", "base_s: .inf", "step_time.base_s is inf"),
+        ("base_s: 0.01", "base_s: fast", "step_time.base_s is 'fast'; expected a number"),
+        ("watermark: 0.01", "watermark: 1.5", "kv.watermark is 1.5; expected a share"),
+        ("watermark: 0.01", "watermark: -0.1", "kv.watermark is -0.1"),
+        ("blocks: 1000", "blocks: 63", "limits.batch_size_max 64 is above kv.blocks 63"),
+        (
+            "chunk_tokens: 512",
+            "chunk_tokens: 63",
+            "limits.batch_size_max 64 is above limits.chunk_tokens 63",
+        ),
+        ("cold_start_s: 60", "cold_start_s: -1", "startup.cold_start_s is -1"),
+        ("[[100, 0.5]]", "[[100, 0]]", "startup.ramp[0] has speed 0"),
+        ("[[100, 0.5]]", "[[100, 1.2]]", "startup.ramp[0] has speed 1.2"),
+        ("[[100, 0.5]]", "[[0, 0.5]]", "startup.ramp[0] lasts 0 requests"),
+        ("[[100, 0.5]]", "[[100]]", "startup.ramp[0]"),
+        ("cores: 8", "cores: 0", "frontend.cores is 0; expected at least 1"),
+        ("name: ours", "name: ours\nname: twice", "line 3 is not valid YAML (key 'name' appears"),
+        ("kv: {", "kv: {{", "is not valid YAML"),
+    ],
+    ids=[
+        "unknown section",
+        "unknown key of a section",
+        "misspelt key",
+        "missing key",
+        "another schema",
+        "text for a number",
+        "fraction for a count",
+        "boolean for a count",
+        "no GPU",
+        "negative time",
+        "time that is no number",
+        "infinite time",
+        "word for a time",
+        "watermark above 1",
+        "watermark below 0",
+        "batch above the blocks",
+        "batch above the chunk",
+        "negative cold start",
+        "ramp of no speed",
+        "ramp above full speed",
+        "ramp of no request",
+        "ramp without speed",
+        "no core",
+        "key given twice",
+        "not YAML",
+    ],
+)
+def test_says_what_is_wrong_with(old: str, new: str, sentence: str) -> None:
+    assert old in GOOD
+    message = mistakes(GOOD.replace(old, new, 1))
+    assert sentence in message
+    assert all(line.startswith("ours.yaml") for line in message.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("table", "sentence"),
+    [
+        ("[[1, 0.01], [1, 0.02]]", "batch_table[1] is at 1 sequences, not above the 1 before it"),
+        ("[[4, 0.01], [2, 0.02]]", "batch_table[1] is at 2 sequences, not above the 4 before it"),
+        ("[[1, 0.01], [8, 0.009]]", "batch_table[1] is 0.009 s, below the 0.01 s"),
+        ("[[1, 0.0], [8, 0.01]]", "batch_table[0] is 0.0 s; expected above 0"),
+        ("[[0, 0.01], [8, 0.02]]", "batch_table[0] is at 0 sequences"),
+        ("[[1, 0.01]]", "batch_table has one point"),
+        ("[[1, .nan], [8, 0.01]]", "batch_table[0][1] is nan"),
+    ],
+    ids=["the same batch twice", "falling batch", "falling time", "no time", "no sequence",
+         "one point", "no number"],
+)  # fmt: skip
+def test_says_what_is_wrong_with_a_batch_table(table: str, sentence: str) -> None:
+    assert sentence in mistakes(GOOD.replace("base_s: 0.01", f"batch_table: {table}"))
+
+
+def test_an_iteration_must_take_time() -> None:
+    text = GOOD.replace("base_s: 0.01", "base_s: 0").replace("1e-4", "0")
+    assert "step_time gives an iteration of one sequence 0 seconds" in mistakes(text)
+
+
+def test_a_table_stands_in_for_the_base() -> None:
+    text = GOOD.replace("base_s: 0.01", "base_s: 0.01, batch_table: [[1, 0.01], [8, 0.02]]")
+    assert parse_profile(text, "ours.yaml").step_time.batch_table == ((1, 0.01), (8, 0.02))
+
+
+def test_reports_all_mistakes_at_once() -> None:
+    message = mistakes(
+        GOOD.replace("watermark: 0.01", "watermark: 2").replace("cores: 8", "cores: 0")
+    )
+    assert len(message.splitlines()) == 2
+    message = mistakes(GOOD.replace("kv:", "kvv:").replace("name: ours\n", ""))
+    assert "kvv is not a known key" in message
+    assert "kv is missing" in message
+    assert "name is missing" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("deepseek-r1-8xh200-sglan", "did you mean 'deepseek-r1-8xh200-sglang'?"),
+        ("nothing-like-it", "is not built in (built in: deepseek-r1-8xh200-sglang"),
+        ("none.yaml", "none.yaml does not exist"),
+    ],
+    ids=["misspelt name", "unknown name", "missing file"],
+)
+def test_says_which_profiles_there_are(name: str, sentence: str) -> None:
+    with pytest.raises(ProfileError) as caught:
+        load_profile(name)
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"", "holds nothing; expected keys and values"),
+        (b"- 1\n- 2\n", "holds list; expected keys and values"),
+        (b"\xff\xfe\x00", "cannot be read as text"),
+    ],
+    ids=["empty", "a list", "binary"],
+)
+def test_says_when_a_file_is_no_profile(tmp_path: Path, content: bytes, sentence: str) -> None:
+    path = tmp_path / "p.yaml"
+    path.write_bytes(content)
+    with pytest.raises(ProfileError) as caught:
+        load_profile(path)
+    assert sentence in str(caught.value)
+
+
+def test_a_folder_is_no_profile(tmp_path: Path) -> None:
+    with pytest.raises(ProfileError, match="is a folder"):
+        load_profile(tmp_path)

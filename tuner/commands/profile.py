@@ -1,0 +1,174 @@
+"""`tuner profile`: the serving profiles at hand, and whether one of your own holds together."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tuner.core.profile import ServingProfile
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="List, show and check serving profiles: how fast one replica serves.",
+)
+
+ProfileArgument = Annotated[
+    str, typer.Argument(metavar="PROFILE", help="A built-in name, or the path of a YAML file.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+
+@app.command("list")
+def list_(as_json: JsonOption = False) -> None:
+    """List the built-in profiles.
+
+    Example:
+      tuner profile list
+    """
+    from tuner.data.profiles import list_profiles, load_profile
+
+    profiles = [load_profile(name) for name in list_profiles()]
+    if as_json:
+        print(json.dumps([asdict(profile) for profile in profiles], indent=2))
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("name", no_wrap=True)
+    for title in ("GPUs", "batch", "KV tokens", "TPOT error", "TTFT error"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for profile in profiles:
+        table.add_row(
+            profile.name,
+            f"{profile.gpus_per_replica}",
+            f"{profile.limits.batch_size_max}",
+            f"{profile.kv.tokens:,}",
+            _percent(profile.error.get("tpot_mean")),
+            _percent(profile.error.get("ttft_mean")),
+        )
+    console = Console(highlight=False)
+    console.print(table)
+    console.print("[dim]error: mean over measured points, – where nothing was measured[/]")
+
+
+@app.command()
+def show(profile: ProfileArgument, as_json: JsonOption = False) -> None:
+    """Show a profile's figures, where each comes from, and how far off it is.
+
+    Examples:
+      tuner profile show deepseek-r1-8xh200-sglang
+      tuner profile show ./ours.yaml --json
+    """
+    from tuner.data.profiles import load_profile
+
+    loaded = load_profile(profile)
+    if as_json:
+        print(json.dumps(asdict(loaded), indent=2))
+        return
+    console = Console(highlight=False)
+    console.print(f"[bold]{escape(loaded.name)}[/]")
+    console.print(_figures(loaded))
+    console.print()
+    console.print(_speeds(loaded))
+    if loaded.error:
+        console.print("\n[bold]error[/] against measurements")
+        console.print(_grid({key: f"{value:.1%}" for key, value in loaded.error.items()}))
+    if loaded.origin:
+        console.print("\n[bold]origin[/]")
+        console.print(_grid(loaded.origin))
+    for knob, reason in loaded.unmodelled_knobs().items():
+        console.print(f"\n[yellow]{knob}[/] is not modelled and stays pinned: {escape(reason)}")
+
+
+@app.command()
+def check(profile: ProfileArgument, as_json: JsonOption = False) -> None:
+    """Check a profile; every mistake is listed with its key, and the exit code is 2.
+
+    Example:
+      tuner profile check ./ours.yaml
+    """
+    from envs.simulator.schedulers import check_scheduler
+    from envs.simulator.step_time import seconds_by_batch
+    from tuner.data.profiles import load_profile
+
+    loaded = load_profile(profile)
+    check_scheduler(loaded)
+    seconds_by_batch(loaded)
+    notes = [f"{knob} stays pinned: {why}" for knob, why in loaded.unmodelled_knobs().items()]
+    if not loaded.origin:
+        notes.append("no origin: nobody can tell where the figures come from")
+    if not loaded.error:
+        notes.append("no error: nobody can tell how far off the figures are")
+    if as_json:
+        print(json.dumps({"name": loaded.name, "valid": True, "notes": notes}, indent=2))
+        return
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"[green]valid[/]: {escape(loaded.name)}")
+    for note in notes:
+        console.print(f"  note: {escape(note)}")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else f"{share:.1%}"
+
+
+def _grid(rows: Mapping[str, str]) -> Table:
+    grid = Table.grid(padding=(0, 2))
+    grid.add_column(no_wrap=True)
+    grid.add_column()
+    for key, value in rows.items():
+        grid.add_row(key, escape(value))
+    return grid
+
+
+def _figures(profile: ServingProfile) -> Table:
+    kv, limits, step = profile.kv, profile.limits, profile.step_time
+    rows = {
+        "scheduler": profile.scheduler,
+        "GPUs per replica": f"{profile.gpus_per_replica}",
+        "KV cache": f"{kv.tokens:,} tokens: {kv.blocks:,} blocks of {kv.block_tokens}, "
+        f"{kv.watermark:.0%} kept free at admission",
+        "limits": f"{limits.batch_size_max} sequences, "
+        f"{limits.chunk_tokens:,} tokens per iteration",
+        "prefill": f"{step.prefill_base_s * 1e3:.3g} ms per iteration with prompt tokens, and "
+        f"{step.per_prefill_token_s * 1e6:.3g} µs per prompt token",
+        "KV reads": f"{step.per_kv_token_s * 1e9:.3g} ns per token in the cache and iteration",
+    }
+    if profile.startup is not None:
+        start = profile.startup
+        rows["start"] = f"{start.cold_start_s:.0f} s (sigma {start.spread:g}), "
+        rows["start"] += f"{start.warmup_request_s:g} s per warm-up request"
+        if start.ramp:
+            stages = [f"{speed:.0%} for {requests} requests" for requests, speed in start.ramp]
+            rows["ramp"] = ", ".join(stages)
+    if profile.frontend is not None:
+        front = profile.frontend
+        rows["frontend"] = (
+            f"{front.cores} cores, {front.per_request_s * 1e3:.3g} ms per request, "
+            f"{front.per_token_s * 1e6:.3g} µs per prompt token"
+        )
+    if profile.price_per_gpu_hour_usd is not None:
+        rows["price"] = f"{profile.price_per_gpu_hour_usd:.2f} USD per GPU hour"
+    return _grid(rows)
+
+
+def _speeds(profile: ServingProfile) -> Table:
+    """Decode speed by batch, without KV reads and prompts."""
+    from envs.simulator.step_time import seconds_by_batch
+
+    seconds = seconds_by_batch(profile)
+    most = profile.limits.batch_size_max
+    batches = sorted({min(2**power, most) for power in range(12)} | {most})
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("sequences")
+    for batch in batches:
+        table.add_column(f"{batch}", justify="right")
+    table.add_row("ms per iteration", *(f"{seconds[batch] * 1e3:.1f}" for batch in batches))
+    table.add_row("output tokens/s", *(f"{batch / seconds[batch]:,.0f}" for batch in batches))
+    return table
