@@ -16,14 +16,11 @@ def figure(metric: str, value: float) -> str:
     return f"{number(metric, value)}{unit(metric, value)}"
 
 
-def interval(metric: str, bounds: Interval | None) -> str:
-    """Both bounds with one unit; `n/a` where there is no interval."""
+def interval(metric: str, bounds: Interval | None, around: float) -> str:
+    """Both bounds in the unit in which `around`, the figure itself, is shown; `n/a` for none."""
     if bounds is None:
         return NOTHING
-    low, high = bounds
-    # One unit for both: that of the larger one.
-    scale = max(abs(low), abs(high))
-    return f"{number(metric, low, scale)} to {number(metric, high, scale)}{unit(metric, scale)}"
+    return f"{number(metric, bounds[0], around)} to {number(metric, bounds[1], around)}"
 
 
 def unit(metric: str, value: float) -> str:
@@ -34,11 +31,8 @@ def unit(metric: str, value: float) -> str:
         return " %"
     if metric.endswith("_s"):
         return " ms" if _in_ms(metric, value) else " s"
-    return {
-        "goodput_qps": " /s",
-        "gpu_hours": " GPU·h",
-        "replica_hours": " h",
-    }.get(metric, "")
+    # Hours of GPUs and replicas and counts are named where they stand: their unit is their name.
+    return " /s" if metric == "goodput_qps" else ""
 
 
 def number(metric: str, value: float, scale: float | None = None) -> str:
@@ -54,7 +48,7 @@ def number(metric: str, value: float, scale: float | None = None) -> str:
         return _signed(f"{100 * value:.2f}")
     if metric.endswith("_s"):
         if _in_ms(metric, size):
-            return _signed(f"{1000 * value:.{_digits(1000 * size)}f}")
+            return _signed(f"{1000 * value:.{0 if size >= 0.1 else 1}f}")
         return _signed(f"{value:,.{_digits(size)}f}")
     if metric in ("goodput_qps", "gpu_hours", "replica_hours"):
         return _signed(f"{value:,.{_digits(size)}f}")
@@ -103,10 +97,10 @@ def _in_ms(metric: str, value: float) -> bool:
 
 
 def _digits(size: float) -> int:
-    """Decimals that leave at least three digits of a value of this size."""
-    if size >= 100:
-        return 0 if size >= 1000 else 1
-    return 1 if size >= 10 else 2
+    """Decimals that leave four digits of a value of this size, two decimals at most."""
+    if size >= 1000:
+        return 0
+    return 1 if size >= 100 else 2
 
 
 def _signed(text: str) -> str:
