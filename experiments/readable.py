@@ -23,6 +23,13 @@ def interval(metric: str, bounds: Interval | None, around: float) -> str:
     return f"{number(metric, bounds[0], around)} to {number(metric, bounds[1], around)}"
 
 
+def shown_interval(metric: str, bounds: Interval | None, around: float) -> str:
+    """The interval for a table: empty where there is none, or it is narrower than the digits."""
+    if bounds is None or number(metric, bounds[0], around) == number(metric, bounds[1], around):
+        return ""
+    return interval(metric, bounds, around)
+
+
 def unit(metric: str, value: float) -> str:
     """The unit that a value of this size is read in, with a space in front."""
     if not math.isfinite(value):
@@ -45,7 +52,7 @@ def number(metric: str, value: float, scale: float | None = None) -> str:
         return NOTHING
     size = abs(value if scale is None else scale)
     if metric == "slo_attainment":
-        return _signed(f"{100 * value:.2f}")
+        return _signed(_percentage(value))
     if metric.endswith("_s"):
         if _in_ms(metric, size):
             return _signed(f"{1000 * value:.{0 if size >= 0.1 else 1}f}")
@@ -82,14 +89,19 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span in the largest unit that keeps it above 1."""
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.1f} days"
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    if seconds >= 2 * 60:
-        return f"{seconds / 60:.1f} min"
+    """A span in the unit that reads best."""
+    for unit_s, name, least in ((86400, "days", 2), (3600, "h", 1), (60, "min", 1)):
+        if seconds >= least * unit_s:
+            return f"{seconds / unit_s:.3g} {name}"
     return f"{seconds:.3g} s"
+
+
+def _percentage(share: float) -> str:
+    """Two decimals, and more where they would call nearly all all: 0.99998 is 99.998."""
+    digits = 2
+    while 0.99 < share < 1 and round(100 * share, digits) == 100 and digits < 6:
+        digits += 1
+    return f"{100 * share:.{digits}f}"
 
 
 def _in_ms(metric: str, value: float) -> bool:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.comparison import Comparison, PolicyOutcome
-from experiments.readable import NOTHING, duration, figure, interval, number, percent
+from experiments.readable import NOTHING, duration, figure, percent, shown_interval
 from experiments.report.colours import colours_of, token
 from experiments.report.frontier import frontier
 from experiments.report.timelines import timelines
@@ -128,20 +128,12 @@ def figure_rows(comparison: Comparison) -> Iterator[FigureRow]:
             tuple(
                 FigureCell(
                     figure(name, outcome.mean(name)),
-                    _shown_interval(outcome, name),
+                    shown_interval(name, outcome.estimates[name].ci95, outcome.mean(name)),
                     best is not None and outcome.mean(name) == best,
                 )
                 for outcome in comparison.policies
             ),
         )
-
-
-def _shown_interval(outcome: PolicyOutcome, metric: str) -> str:
-    """The interval over seeds; empty where there is none, or it is narrower than the digits."""
-    bounds, mean = outcome.estimates[metric].ci95, outcome.mean(metric)
-    if bounds is None or number(metric, bounds[0], mean) == number(metric, bounds[1], mean):
-        return ""
-    return interval(metric, bounds, mean)
 
 
 @dataclass(frozen=True)

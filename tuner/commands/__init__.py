@@ -11,9 +11,10 @@ from typing import Any
 
 import typer
 
-from tuner.commands import simulate
+from tuner.commands import compare, simulate
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
+    "compare": compare.command,
     "simulate": simulate.command,
 }
 """Name -> a Typer app with sub-commands, or the function of a single command."""
