@@ -67,7 +67,7 @@ class RunConfig:
     request has missed every objective anyone sets."""
     fallback_target: float | None = None
     """Output tokens/s per ready replica that the fallback (HPA) aims for. None: a comparison takes
-    what the sweep found for hpa."""
+    what the sweep found for hpa, a single run holds its settings where a guardrail trips."""
     guardrails: GuardrailConfig = field(default_factory=GuardrailConfig)
     """Widths of the guardrails."""
 

@@ -16,14 +16,18 @@ def figure(metric: str, value: float) -> str:
     return f"{number(metric, value)}{unit(metric, value)}"
 
 
-def interval(metric: str, bounds: Interval | None) -> str:
-    """Both bounds with one unit; `n/a` where there is no interval."""
+def interval(metric: str, bounds: Interval | None, around: float) -> str:
+    """Both bounds in the unit in which `around`, the figure itself, is shown; `n/a` for none."""
     if bounds is None:
         return NOTHING
-    low, high = bounds
-    # One unit for both: that of the larger one.
-    scale = max(abs(low), abs(high))
-    return f"{number(metric, low, scale)} to {number(metric, high, scale)}{unit(metric, scale)}"
+    return f"{number(metric, bounds[0], around)} to {number(metric, bounds[1], around)}"
+
+
+def shown_interval(metric: str, bounds: Interval | None, around: float) -> str:
+    """The interval for a table: empty where there is none, or it is narrower than the digits."""
+    if bounds is None or number(metric, bounds[0], around) == number(metric, bounds[1], around):
+        return ""
+    return interval(metric, bounds, around)
 
 
 def unit(metric: str, value: float) -> str:
@@ -34,11 +38,8 @@ def unit(metric: str, value: float) -> str:
         return " %"
     if metric.endswith("_s"):
         return " ms" if _in_ms(metric, value) else " s"
-    return {
-        "goodput_qps": " /s",
-        "gpu_hours": " GPU·h",
-        "replica_hours": " h",
-    }.get(metric, "")
+    # Hours of GPUs and replicas and counts are named where they stand: their unit is their name.
+    return " /s" if metric == "goodput_qps" else ""
 
 
 def number(metric: str, value: float, scale: float | None = None) -> str:
@@ -51,10 +52,10 @@ def number(metric: str, value: float, scale: float | None = None) -> str:
         return NOTHING
     size = abs(value if scale is None else scale)
     if metric == "slo_attainment":
-        return _signed(f"{100 * value:.2f}")
+        return _signed(_percentage(value))
     if metric.endswith("_s"):
         if _in_ms(metric, size):
-            return _signed(f"{1000 * value:.{_digits(1000 * size)}f}")
+            return _signed(f"{1000 * value:.{0 if size >= 0.1 else 1}f}")
         return _signed(f"{value:,.{_digits(size)}f}")
     if metric in ("goodput_qps", "gpu_hours", "replica_hours"):
         return _signed(f"{value:,.{_digits(size)}f}")
@@ -88,14 +89,19 @@ def percent(share: float, digits: int = 1) -> str:
 
 
 def duration(seconds: float) -> str:
-    """A span in the largest unit that keeps it above 1."""
-    if seconds >= 2 * 86400:
-        return f"{seconds / 86400:.1f} days"
-    if seconds >= 2 * 3600:
-        return f"{seconds / 3600:.1f} h"
-    if seconds >= 2 * 60:
-        return f"{seconds / 60:.1f} min"
+    """A span in the unit that reads best."""
+    for unit_s, name, least in ((86400, "days", 2), (3600, "h", 1), (60, "min", 1)):
+        if seconds >= least * unit_s:
+            return f"{seconds / unit_s:.3g} {name}"
     return f"{seconds:.3g} s"
+
+
+def _percentage(share: float) -> str:
+    """Two decimals, and more where they would call nearly all all: 0.99998 is 99.998."""
+    digits = 2
+    while 0.99 < share < 1 and round(100 * share, digits) == 100 and digits < 6:
+        digits += 1
+    return f"{100 * share:.{digits}f}"
 
 
 def _in_ms(metric: str, value: float) -> bool:
@@ -103,10 +109,10 @@ def _in_ms(metric: str, value: float) -> bool:
 
 
 def _digits(size: float) -> int:
-    """Decimals that leave at least three digits of a value of this size."""
-    if size >= 100:
-        return 0 if size >= 1000 else 1
-    return 1 if size >= 10 else 2
+    """Decimals that leave four digits of a value of this size, two decimals at most."""
+    if size >= 1000:
+        return 0
+    return 1 if size >= 100 else 2
 
 
 def _signed(text: str) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.config import SweepConfig
+from experiments.readable import figure, percent
 from experiments.summary import Figures
 
 SEED = 0
@@ -38,6 +39,7 @@ class Sweep:
 
     policy: str
     option: str
+    """Option of the policy that was swept."""
     unit: str
     goal: float
     points: tuple[Point, ...]
@@ -46,21 +48,26 @@ class Sweep:
     reached: bool
     """Whether the chosen point reaches the goal; else it is the one with the best attainment."""
 
+    def setting(self, value: float) -> str:
+        """A value in words: `static with 12 replicas`."""
+        return f"{self.policy} with {value:,g} {self.unit}"
+
     @property
     def sentence(self) -> str:
         """What was chosen and why, in words."""
-        figures, setting = self.chosen.figures, f"{self.option} {self.chosen.value:g} {self.unit}"
-        tried = f"{len(self.points)} tried"
+        figures, goal = self.chosen.figures, percent(self.goal)
+        reaches = (
+            f"{figure('slo_attainment', figures.slo_attainment)} for "
+            f"{figure('gpu_hours', figures.gpu_hours)} GPU hours"
+        )
         if self.reached:
             return (
-                f"{self.policy}: {setting} is the cheapest of {tried} that meets the objectives "
-                f"for at least {self.goal:.4g} of the requests "
-                f"({figures.slo_attainment:.4f} at {figures.gpu_hours:.1f} GPU hours)"
+                f"{self.setting(self.chosen.value)} is the cheapest of {len(self.points)} tried "
+                f"that meets the objectives for {goal} of the requests: {reaches}"
             )
         return (
-            f"{self.policy}: none of {tried} meets the objectives for {self.goal:.4g} of the "
-            f"requests; {setting} comes closest "
-            f"({figures.slo_attainment:.4f} at {figures.gpu_hours:.1f} GPU hours)"
+            f"None of {len(self.points)} tried meets the objectives for {goal} of the requests; "
+            f"{self.setting(self.chosen.value)} comes closest: {reaches}"
         )
 
 

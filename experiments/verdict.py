@@ -28,9 +28,9 @@ class Standing(StrEnum):
 
     WINS = "wins"
     LOSES = "loses"
-    TRADES = "trades"
-    EVEN = "even"
-    OPEN = "open"
+    TRADES = "trade-off"
+    EVEN = "no difference"
+    OPEN = "undecided"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _headline(
     if standing is Standing.EVEN:
         return f"{name} does as {base} does: {figures}."
     if standing is Standing.OPEN:
-        return f"{name} against {base} is open: {figures}."
+        return f"{name} against {base} is undecided: {figures}."
     trade = "costs less and serves worse" if relative < 0 else "serves better and costs more"
     return f"{name} {trade} than {base}: {figures}."
 
@@ -234,11 +234,14 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
         if same is None or same <= 0:
             continue
         more = cost / same - 1
-        word = "more" if more > 0 else "less"
+        if abs(more) < EVEN_COST:
+            compared = f"{outcome.name} costs about the same"
+        else:
+            compared = f"{outcome.name} costs {percent(abs(more))} {'more' if more > 0 else 'less'}"
         needs = figure("gpu_hours", same)
         found.append(
-            f"{rule}, set with hindsight to the same attainment, needs about {needs}: "
-            f"{outcome.name} costs {percent(abs(more))} {word}."
+            f"{rule}, set with hindsight to the same attainment, needs about {needs} GPU hours: "
+            f"{compared}."
         )
     return found
 

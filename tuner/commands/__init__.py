@@ -11,9 +11,10 @@ from typing import Any
 
 import typer
 
-from tuner.commands import profile, simulate, trace
+from tuner.commands import compare, profile, simulate, trace
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
+    "compare": compare.command,
     "profile": profile.app,
     "simulate": simulate.command,
     "trace": trace.app,
