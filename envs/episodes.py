@@ -31,13 +31,17 @@ class EpisodeDraws:
 
     @classmethod
     def of(cls, config: EnvConfig, trace: Trace, seeds: NDArray[np.uint64]) -> EpisodeDraws:
-        """Draw the starts; an episode longer than the trace begins at its start."""
+        """Draw the starts; an episode longer than the trace begins at its start.
+
+        Episodes begin where the load does: a part of a longer trace keeps that trace's clock.
+        """
         span_s = config.tick_s * (config.episode_ticks + 1)
-        latest_s = max(0.0, trace.last_arrival_s - span_s)
+        first_s = np.floor(trace.arrival_s[0] / config.tick_s) * config.tick_s
+        latest_s = max(first_s, trace.last_arrival_s - span_s)
         low, high = config.start_replicas
         keep_low, keep_high = config.keep
         return cls(
-            start_s=uniform(seeds, _START) * latest_s,
+            start_s=first_s + uniform(seeds, _START) * (latest_s - first_s),
             keep=keep_low + uniform(seeds, _KEEP) * (keep_high - keep_low),
             replicas=low + np.floor(uniform(seeds, _REPLICAS) * (high - low + 1)),
             seeds=child_seeds(seeds, _FLEET),

@@ -1,17 +1,23 @@
-"""The policies. A new one: a file with its `build`, and a line in POLICIES."""
+"""The policies. A new one: a file with its `build`, and a line in POLICIES.
+
+A learned policy has no line: it is named by the folder of its bundle.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from pathlib import Path
 
 from policies import hpa, static
 from policies.hpa import HpaRule
+from policies.learned import LearnedRule, learned_policy
 from policies.options import Options, OptionValue
 from policies.rule import Rule, RulePolicy, RuleResult, empty_memory, propose_one
 from policies.static import StaticRule
 from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSpace
+from tuner.data.bundles import read_bundle
 
 Builder = Callable[[Options, KnobSpace, float], RulePolicy]
 """From options, the target's knobs and the seconds between two ticks to a policy."""
@@ -25,20 +31,22 @@ POLICIES: dict[str, Builder] = {
 def build_policy(
     name: str, options: Mapping[str, OptionValue], knobs: KnobSpace, *, tick_s: float
 ) -> RulePolicy:
-    """A policy by name.
+    """A policy by name, or from a bundle.
 
     Args:
-        name: a key of POLICIES.
+        name: a key of POLICIES, or the folder of a policy bundle.
         options: `option: value`, or `policy.option: value` where options of several policies stand
             together; see the policy's `build` for what it takes.
         knobs: the knobs of the target.
         tick_s: seconds between two decisions.
     Raises:
         ConfigError: the policy or an option is unknown, or a value does not fit.
+        BundleError: the bundle cannot be trusted, or is not for these knobs.
     """
-    if name not in POLICIES:
+    if name not in POLICIES and not _is_folder(name):
         near = get_close_matches(name, POLICIES, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known policies: {', '.join(POLICIES)}"
+        known = f"known policies: {', '.join(POLICIES)}, or the folder of a trained bundle"
+        hint = f"did you mean '{near[0]}'?" if near else known
         raise ConfigError(f"policy '{name}' is unknown; {hint}")
     for key in options:
         owner, dot, _ = key.partition(".")
@@ -47,13 +55,22 @@ def build_policy(
                 f"option '{key}' is for policy '{owner}', which is unknown; known policies: "
                 f"{', '.join(POLICIES)}"
             )
-    return POLICIES[name](Options(name, options), knobs, tick_s)
+    if name in POLICIES:
+        return POLICIES[name](Options(name, options), knobs, tick_s)
+    # All that a bundle can be told is in its manifest.
+    Options(name, options).finish()
+    return learned_policy(read_bundle(name), knobs, build_policy, tick_s=tick_s)
+
+
+def _is_folder(name: str) -> bool:
+    return "/" in name or Path(name).is_dir()
 
 
 __all__ = [
     "POLICIES",
     "Builder",
     "HpaRule",
+    "LearnedRule",
     "Options",
     "Rule",
     "RulePolicy",

@@ -71,7 +71,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -207,6 +207,8 @@ _DAY_FEATURES = ("day_sin", "day_cos")
 @dataclass(frozen=True)
 class CodecConfig:
     """How the network's answer is read, and what it is told. Part of a policy bundle."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
     replica_action: Literal["factor", "step"] = "factor"
     """`factor` on the base rule's need, or `step` from the replicas in force. A factor starts at

@@ -1,0 +1,166 @@
+"""How a policy is trained: every number that steers it, with its unit and its reason."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import ClassVar
+
+from envs.config import EnvConfig
+from policies.codec import CodecConfig
+from tuner.core.errors import ConfigError
+from tuner.data.bundles import BaseRule, Section
+from tuner.data.strict import build, parse_yaml, read_text
+
+
+@dataclass(frozen=True)
+class PpoConfig:
+    """Proximal policy optimisation (Schulman et al., arXiv 1707.06347), by stable-baselines3."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    steps: int = 400_000
+    """Environment steps in all, rounded up to whole updates."""
+    envs: int = 256
+    """Simulated targets side by side. The simulation costs the same per step for any number; many
+    make the network's part cheap and the load of a batch diverse."""
+    rollout_ticks: int = 64
+    """Ticks of each target between two updates; several times the reach of gae_lambda x gamma."""
+    minibatch_size: int = 4096
+    """Transitions of one gradient step. Misses come in a few jumps a day: a small batch holds
+    none of them."""
+    epochs: int = 6
+    """Passes over the transitions of an update."""
+    learning_rate: float = 1e-3
+    """Of Adam at the start; falls linearly to 0 at the last step."""
+    gamma: float = 0.98
+    """Discount per tick: at 15 s the horizon is 12.5 minutes, a cold start and its clean-up."""
+    gae_lambda: float = 0.95
+    """Decay of advantage estimates."""
+    clip_range: float = 0.2
+    """Largest change of a probability ratio that pays."""
+    target_kl: float = 0.03
+    """An update stops where the policy has moved this far."""
+    value_weight: float = 0.5
+    """Of the value loss beside the policy loss."""
+    max_grad_norm: float = 0.5
+    """Gradients are scaled down to this norm."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Units of the hidden layers, tanh, of policy and value each."""
+    noise_log_std: float = -2.5
+    """Log of the exploration's scale per hidden unit: actions begin with a sigma of about 0.3."""
+    noise_ticks: int = 32
+    """Ticks that exploration noise is held (gSDE, Raffin et al., arXiv 2005.05719): one cold start.
+    Fresh noise each tick would turn into hidden headroom through the down hold."""
+
+    def problems(self) -> Iterator[str]:
+        counts = ("steps", "envs", "rollout_ticks", "epochs", "noise_ticks")
+        for name in counts:
+            if getattr(self, name) < 1:
+                yield f"ppo.{name} is {getattr(self, name)}; expected at least 1"
+        if self.minibatch_size < 2:
+            yield f"ppo.minibatch_size is {self.minibatch_size}; expected at least 2"
+        for name in ("gamma", "gae_lambda"):
+            if not 0 < getattr(self, name) <= 1:
+                yield f"ppo.{name} is {getattr(self, name)}; expected above 0, at most 1"
+        for name in ("learning_rate", "clip_range", "target_kl", "max_grad_norm"):
+            if not getattr(self, name) > 0:
+                yield f"ppo.{name} is {getattr(self, name)}; expected above 0"
+        if not self.hidden or min(self.hidden) < 1:
+            yield f"ppo.hidden is {list(self.hidden)}; expected at least one layer of 1 or more"
+
+
+@dataclass(frozen=True)
+class ValidationConfig:
+    """How the best network is found, and how it is told from luck."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    share: float = 0.25
+    """Share (0-1) of the trace's span, its end, that is kept for validation. 0: validation runs on
+    the training trace with other draws; that tells nothing about other load."""
+    scenarios: int = 16
+    """Episodes of one evaluation; the same ones each time, so that differences are paired."""
+    every_updates: int = 5
+    """Updates between two evaluations. Each is followed by a checkpoint and new episodes."""
+    confirm_scenarios: int = 32
+    """Episodes, none of them used before, on which the best network meets the base rule once."""
+
+    def problems(self) -> Iterator[str]:
+        if not 0 <= self.share < 1:
+            yield f"validation.share is {self.share}; expected 0 to below 1"
+        for name in ("scenarios", "every_updates", "confirm_scenarios"):
+            if getattr(self, name) < 1:
+                yield f"validation.{name} is {getattr(self, name)}; expected at least 1"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run. The same configuration, seed and machine give the same bits."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    seed: int = 0
+    """Of network, exploration, minibatches and episodes."""
+    base: BaseRule = field(default_factory=lambda: BaseRule("hpa"))
+    """The rule whose headroom is learned, tuned beforehand; it is also the fallback."""
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    """Heads and features; tick and objectives are taken from `env`."""
+    env: EnvConfig = field(default_factory=EnvConfig)
+    """Scenario family and reward."""
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+
+    @property
+    def codec_config(self) -> CodecConfig:
+        """The codec's configuration with the environment's tick and objectives."""
+        return replace(
+            self.codec,
+            tick_s=self.env.tick_s,
+            ttft_objective_s=self.env.slo.ttft_s,
+            tpot_objective_s=self.env.slo.tpot_s,
+        )
+
+    @property
+    def section(self) -> Section:
+        """This configuration as plain values."""
+        plain = _plain(asdict(self))
+        assert isinstance(plain, dict)
+        return plain
+
+    def problems(self) -> Iterator[str]:
+        """One sentence per value out of range or at odds with another."""
+        if not 0 <= self.seed < 2**31:
+            yield f"seed is {self.seed}; expected 0 to {2**31 - 1}"
+        yield from self.ppo.problems()
+        yield from self.validation.problems()
+        try:
+            self.env.validate()
+        except ConfigError as error:
+            yield str(error)
+        if self.ppo.minibatch_size > self.ppo.envs * self.ppo.rollout_ticks:
+            yield (
+                f"ppo.minibatch_size {self.ppo.minibatch_size} is above the transitions of an "
+                f"update, envs {self.ppo.envs} x rollout_ticks {self.ppo.rollout_ticks}; lower it"
+            )
+
+
+def read_train_config(path: Path) -> TrainConfig:
+    """The training configuration in a YAML file; keys left out keep their defaults.
+
+    Raises:
+        ConfigError: one line per mistake, each with its key path.
+    """
+    data = parse_yaml(
+        read_text(path, "a configuration in YAML", ConfigError), str(path), ConfigError
+    )
+    return build(TrainConfig, data, str(path), ConfigError, contradictions=TrainConfig.problems)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(inner) for key, inner in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(inner) for inner in value]
+    return value
