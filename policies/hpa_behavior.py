@@ -9,8 +9,8 @@ an age equal to a window or period therefore counts as outside.
 
 **Events.** HPA remembers its own writes to `/scale`, and no one else's. Here a guardrail may narrow
 a proposal before it is written, and the fallback proposes without being followed at all. So a
-proposal that differs from n waits in `State.write`, and the next tick records the part of it that
-came true: the move of n towards it, at most the whole. Under direct control with nobody else
+proposal waits in `State.write`, and the next tick records the part of it that came true: the move
+of n towards it, at most the whole. Under direct control with nobody else
 writing, that is HPA's own list, entry by entry.
 
 **Forgetting.** A direction overwrites an event of its own that is older than its own longest
@@ -141,7 +141,7 @@ class State:
     downs: Entries
     """Own scale-downs: replicas removed."""
     write: FloatArray
-    """`(n, 3)` the last proposal that differed from n and is not yet an event: when, from, to;
+    """`(n, 3)` the last proposal, until the next sync tells what came of it: when, from, to;
     `(n, 0)` without `behavior`."""
 
 
@@ -190,11 +190,10 @@ def proposed(
     n: FloatArray,
     to: FloatArray,
 ) -> None:
-    """Remember what these rows ask for, where it differs from n."""
+    """Remember what these rows ask for; where that is n, no event comes of it."""
     if config.behavior is None:
         return
-    writes = rows & (to != n)
-    state.write[writes] = np.stack([at_s, n, to], axis=1)[writes]
+    state.write[rows] = np.stack([at_s, n, to], axis=1)[rows]
 
 
 def remember(state: State, rows: BoolArray, at_s: FloatArray, raw: FloatArray) -> None:

@@ -117,6 +117,12 @@ METRIC_ROWS = {
         at_pods(6, (4, READY, 5), (2, PENDING, None)),
         2,
     ),
+    # Naive: 38 / 6, as if the pending pods were idle, is far outside the tolerance: 4.
+    "pending is ignored below the target too": (
+        PODS,
+        at_pods(6, (4, READY, 9.5), (2, PENDING, None)),
+        6,
+    ),
     # Naive: ceil(0.575 * 6) = 4, a scale-down while every pod that speaks is overloaded.
     "7 a guess may not turn the direction": (
         PODS,
@@ -131,6 +137,7 @@ METRIC_ROWS = {
     # At ten replicas the tolerance swallows one of them.
     "11 a whole replica inside the tolerance": (EA20, at_fleet(10, 215, 10), 10),
     "11 just outside": (EA20, at_fleet(10, 221, 10), 12),
+    "the lower end of the tolerance is inside": (EA20, at_fleet(10, 180, 10), 10),
     "12 no load is a recommendation of 0": (EA20, at_fleet(4, 0, 4), 0),
     # Naive: 2.5 * 3 for both, as if loading replicas served.
     "13 value counts ready pods": (EV100, at_fleet(3, 250, 3, ready=2), 5),
@@ -142,7 +149,7 @@ METRIC_ROWS = {
     # Beyond the table.
     "a draining pod is left out": (
         PODS,
-        at_pods(4, (4, READY, 12), (2, ReplicaState.DRAINING, 1)),
+        at_pods(4, (4, READY, 12), (2, ReplicaState.DRAINING, 12)),
         5,
     ),
     # Naive: 40 / 4 with the warming ones as idle, which is on target: 4.
@@ -174,9 +181,16 @@ METRIC_ROWS = {
         at_pods(3, (2, READY, 10), (1, READY, 10.001)),
         3,
     ),
+    # (16.5 + 16.501 + 0) / 3 is 11.000 when cut: inside the tolerance. Naive: 1.10003, so 4.
+    "the mean with guesses is cut to thousandths": (
+        PODS,
+        at_pods(3, (1, READY, 16.5), (1, READY, 16.501), (1, READY, None)),
+        3,
+    ),
     # A ratio of 1 exactly guesses nothing, so nothing changes.
     "on target with silent pods": (PODS, at_pods(9, (3, READY, 10), (3, READY, None)), 9),
     "a value read as infinite is an error": (EA20, at_fleet(4, float("inf"), 4), NO_ANSWER),
+    "a value below 0 is no load": (EA20, at_fleet(4, -60, 4), 0),
     "load without any replica": (EA20, at_fleet(4, 130, 0), 7),
     "neither load nor replica": (EA20, at_fleet(4, 0, 0), 0),
     "a draining pod still answers its readiness probe": (
@@ -219,6 +233,8 @@ def test_at_0_replicas_a_value_target_asks_but_nothing_is_done():
     now = observation(0, in_flight=250.0, ready_replicas=0.0)
     arrays = ObservationArrays.of(KNOBS, now)
     assert evaluate(EV100, arrays, np.zeros(1)).desired == 3
+    on_target = ObservationArrays.of(KNOBS, replace(now, in_flight=100.0))
+    assert evaluate(EV100, on_target, np.zeros(1)).desired == 1  # no tolerance at 0
     result = propose_one(HpaRule(EV100), History(KNOBS).observed(now))
     assert result.settings == {}
     assert result.raw is None
@@ -391,6 +407,8 @@ WINDOW_ROWS = {
     # start 6: up min(7, 9) and max, down max(5, 3) and min.
     "the smallest change up": (SMALLEST, 6, 20, past(), 7),
     "the largest change up": (LARGEST, 6, 20, past(), 9),
+    # Naive: trunc(7.5) = 7.
+    "a percentage up is rounded up": (LARGEST, 5, 20, past(), 8),
     "the smallest change down": (SMALLEST, 6, 1, past(), 5),
     "the largest change down": (LARGEST, 6, 1, past(), 3),
     # start 2 - 5 < 0: the limit lies below n, and n stays.
@@ -573,6 +591,18 @@ def test_a_proposal_that_a_guardrail_narrowed_counts_as_far_as_it_went():
     assert fleet.sync(40, follow=False).settings[0, REPLICAS] == 10
 
 
+def test_a_scale_down_that_was_narrowed_counts_as_far_as_it_went():
+    rules = Behavior(
+        scale_down=ScalingRules(
+            stabilization_window_s=0.0, policies=(ScalingPolicy("Pods", 6, 60.0),)
+        )
+    )
+    fleet = Fleet(HpaRule(replace(DEFAULT, behavior=rules)), n=20)
+    assert fleet.sync(1, follow=False).settings[0, REPLICAS] == 14
+    fleet.n = 17
+    assert fleet.sync(1, follow=False).settings[0, REPLICAS] == 14
+
+
 def test_writes_of_others_are_never_events():
     """Naive: counts the jump to 20 and holds for a minute."""
     rules = Behavior(ScalingRules(policies=(ScalingPolicy("Pods", 2, 60.0),)))
@@ -597,6 +627,27 @@ def test_an_event_past_its_own_direction_s_periods_is_overwritten_though_the_oth
     assert fleet.n == 10
     fleet.sync(1)
     assert fleet.n == 7  # 10 - 2 - 1; with both scale-ups remembered it would be 3
+
+
+def test_of_several_outdated_events_the_last_is_overwritten():
+    """Up looks back 60 s, down 300 s; up-events at 0, 15 and 30 s, then at 285 s.
+
+    The one of 30 s makes room, though that of 0 s is older: at 300 s down sees those of 15 s (edge:
+    285 s old) and of 285 s.
+    """
+    rules = Behavior(
+        ScalingRules(policies=(ScalingPolicy("Pods", 50, 60.0),)),
+        ScalingRules(stabilization_window_s=0.0, policies=(ScalingPolicy("Pods", 1, 300.0),)),
+    )
+    fleet = Fleet(HpaRule(replace(DEFAULT, behavior=rules)), n=10)
+    for desired in (12, 16, 24):  # +2, +4, +8
+        fleet.sync(desired)
+    while fleet.at_s < 285.0:
+        fleet.sync(24)
+    fleet.sync(40)  # +16
+    assert (fleet.n, fleet.at_s) == (40, 300.0)
+    fleet.sync(1)
+    assert fleet.n == 40 - 4 - 16 - 1
 
 
 def test_memory_is_sized_by_the_longest_window_and_period():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+import policies
 from policies import HpaRule, StaticRule, build_policy
 from policies.hpa_spec import Behavior, HpaConfig, MetricSpec
 from tuner.core.errors import ConfigError
@@ -74,6 +77,15 @@ def test_options_of_one_policy_may_stand_beside_those_of_another():
 
 def test_the_policy_s_own_option_wins():
     assert hpa(**{"hpa.target": 2, "target": 1}).metrics[0].target == 2.0
+
+
+def test_the_readme_names_every_option_of_hpa():
+    rows = (Path(policies.__file__).parent / "README.md").read_text().splitlines()
+    row = next(line for line in rows if line.startswith("| `hpa`"))
+    with pytest.raises(ConfigError) as error:
+        build_policy("hpa", {"zz": 1}, KNOBS, tick_s=15.0)
+    for option in str(error.value).partition("known options: ")[2].split(", "):
+        assert f"`{option}`" in row
 
 
 REFUSED = {
