@@ -77,7 +77,11 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
             config,
             policies=policies,
             options={outcome.name: dict(outcome.options) for outcome in comparison.policies},
-            train_trace=comparison.tuning.trace,
+            tuning={
+                "trace": comparison.tuning.trace,
+                "initial_replicas": comparison.tuning.initial_replicas,
+                "fallback_target": comparison.tuning.fallback_target,
+            },
             seeds=comparison.seeds,
             pinned=comparison.pinned(),
         )

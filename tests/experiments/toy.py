@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.config import RunConfig
 from experiments.fanout import Progress
 from experiments.job import Job
 from experiments.result import RequestTable, RunResult, TickTable
@@ -168,3 +169,8 @@ class ToyRunner:
             if moved
             else "no change (policy)",
         }
+
+
+def job(policy: str, *, seed: int = 1, initial: int = 1, **options: float) -> Job:
+    """A job of a toy policy."""
+    return Job(policy, policy, options, RunConfig(initial_replicas=initial), seed)

@@ -1,0 +1,74 @@
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import pytest
+
+from tuner.core.errors import ConfigError
+from tuner.data.strict import build, parse_yaml, read_text
+
+FORBID = {"extra": "forbid"}
+
+
+@dataclass(frozen=True)
+class Inner:
+    __pydantic_config__: ClassVar[Mapping[str, str]] = FORBID
+
+    rate: float = 1.0
+
+
+@dataclass(frozen=True)
+class Outer:
+    __pydantic_config__: ClassVar[Mapping[str, str]] = FORBID
+
+    name: str
+    count: int = 1
+    inner: Inner = field(default_factory=Inner)
+    parts: Mapping[str, Inner] = field(default_factory=dict)
+    points: tuple[tuple[int, float], ...] = ()
+    maybe: Inner | None = None
+
+
+def built(text):
+    return build(Outer, parse_yaml(text, "f.yaml", ConfigError), "f.yaml", ConfigError)
+
+
+def test_builds_sections_lists_and_numbers_as_people_write_them():
+    value = built("name: a\ninner: {rate: 6e-5}\npoints: [[1, 2], [3, 4.5]]\nmaybe: {rate: 2}")
+    assert value == Outer("a", 1, Inner(6e-5), {}, ((1, 2.0), (3, 4.5)), Inner(2.0))
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("count: 2", "f.yaml: name is missing; add it"),
+        ("name: a\ncount: '2'", "f.yaml: count is '2'; expected a whole number"),
+        ("name: a\ncount: true", "f.yaml: count is True; expected a whole number"),
+        ("name: a\ncuont: 2", "f.yaml: cuont is not a known key; did you mean 'count'?"),
+        ("name: a\nmaybe: {rat: 2}", "maybe.rat is not a known key; did you mean 'rate'?"),
+        ("name: a\nparts: {x: {rat: 2}}", "parts.x.rat is not a known key; did you mean 'rate'?"),
+        ("name: a\nzzz: 2", "zzz is not a known key; known keys: name, count, inner"),
+        ("name: a\ninner: {rate: .inf}", "inner.rate is inf; expected a finite number"),
+        ("name: a\ninner: 3", "inner is 3; expected keys and values"),
+        ("name: a\nname: b", "line 2 is not valid YAML (key 'name' appears twice)"),
+        ("[1, 2]", "f.yaml holds list; expected keys and values"),
+        ("name: [", "f.yaml: line 1 is not valid YAML"),
+    ],
+)
+def test_says_what_is_wrong_and_what_was_expected(text, sentence):
+    with pytest.raises(ConfigError) as caught:
+        built(text)
+    assert sentence in str(caught.value)
+
+
+def test_all_mistakes_come_at_once():
+    with pytest.raises(ConfigError) as caught:
+        built("cuont: 2\ninner: {rate: x}")
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_a_file_that_is_no_text_is_a_sentence(tmp_path):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for path, words in ((tmp_path, "is a folder"), (tmp_path / "binary", "cannot be read as text")):
+        with pytest.raises(ConfigError, match=words):
+            read_text(path, "a configuration in YAML", ConfigError)

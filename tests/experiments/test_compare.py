@@ -1,0 +1,250 @@
+import json
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from experiments.compare import compare, named_policies
+from experiments.comparison import comparison_summary
+from experiments.config import CompareConfig, RunConfig, StatisticsConfig, SweepConfig
+from experiments.summary import METRICS
+from tests.experiments import toy
+from tuner.core.errors import ConfigError
+
+RULES = {"static": "static", "hpa": "hpa"}
+CONFIG = CompareConfig(
+    run=RunConfig(max_replicas=8), statistics=StatisticsConfig(block_s=120.0, resamples=200)
+)
+
+
+def toy_compare(folder, policies=RULES, *, trace=None, **changed):
+    # 10 tokens/s of load, 300 in the surge: three replicas are just enough for it.
+    options = {"config": CONFIG, "runner": toy.ToyRunner(), **changed}
+    load = trace if trace is not None else toy.toy_trace(surge=30.0)
+    return compare(load, toy.PROFILE, policies, folder, **options)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compared")
+    return toy_compare(folder), folder
+
+
+def test_rules_are_tuned_before_they_run(compared):
+    comparison, _ = compared
+    assert comparison.tuning.hindsight
+    assert comparison["static"].options == {"replicas": 3}
+    # The toy's hpa is one tick late: for that tick of the surge it has too few replicas, so it
+    # keeps more of them than the load asks for.
+    target = comparison["hpa"].options["target"]
+    assert target == comparison.tuning.sweeps["hpa"].chosen.value
+    assert comparison.tuning.fallback_target == target
+    assert comparison.tuning.curves == comparison.tuning.sweeps
+
+
+def test_cost_and_attainment_of_static_by_hand(compared):
+    comparison, _ = compared
+    static = comparison["static"]
+    assert static.mean("slo_attainment") == 1.0
+    # 3 replicas of 2 GPUs, to the last arrival at 1199 s
+    assert static.mean("gpu_hours") == pytest.approx(3 * 2 * 1199 / 3600)
+    assert static.estimates["gpu_hours"].ci95 == pytest.approx((1.9983, 1.9983), abs=1e-4)
+
+
+def test_policies_run_the_same_seeds_and_none_is_the_sweeps(compared):
+    comparison, _ = compared
+    assert comparison.seeds == (1, 2, 3)
+    for outcome in comparison.policies:
+        assert [run.seed for run in outcome.runs] == [1, 2, 3]
+
+
+def test_differences_are_to_the_baseline_seed_by_seed(compared):
+    comparison, _ = compared
+    assert comparison.baseline == "hpa"
+    assert comparison["hpa"].differences == {}
+    ours, theirs = comparison["static"], comparison["hpa"]
+    for metric in ("gpu_hours", "ttft_p50_s", "goodput_qps"):
+        pairs = [
+            getattr(a.figures, metric) - getattr(b.figures, metric)
+            for a, b in zip(ours.runs, theirs.runs, strict=True)
+        ]
+        assert ours.differences[metric].mean == pytest.approx(np.mean(pairs))
+
+
+def test_the_baseline_against_itself_under_another_name_differs_by_nothing(tmp_path):
+    comparison = toy_compare(
+        tmp_path,
+        {"static": "static", "twin": "twin"},
+        baseline="static",
+        overrides={"static": {"replicas": 3}, "twin": {"replicas": 3}},
+    )
+    twin = comparison["twin"]
+    served = ("slo_attainment", "gpu_hours", "ttft_p50_s", "ttft_p99_s", "e2e_p99_s")
+    assert all(twin.differences[name].ci95 == (0, 0) for name in served)
+    assert twin.differences["ttft_p99_s"].ci95_load == (0, 0)
+
+
+def test_intervals_stay_where_the_figure_can_be(compared):
+    comparison, _ = compared
+    for outcome in comparison.policies:
+        for metric, estimate in outcome.estimates.items():
+            assert estimate.ci95[0] >= 0
+            assert estimate.ci95[0] <= estimate.mean <= estimate.ci95[1]
+            if metric == "slo_attainment":
+                assert estimate.ci95[1] <= 1
+
+
+def test_a_load_of_few_blocks_says_nothing_of_other_loads(tmp_path):
+    config = CompareConfig(run=RunConfig(max_replicas=4), statistics=StatisticsConfig(600.0))
+    comparison = toy_compare(tmp_path, config=config, trace=toy.toy_trace())
+    assert all(e.ci95_load is None for e in comparison["static"].estimates.values())
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    comparison = toy_compare(tmp_path, config=CompareConfig(seeds=1, run=RunConfig(max_replicas=4)))
+    assert all(e.ci95 is None for e in comparison["static"].estimates.values())
+
+
+def test_numbers_and_files_are_the_same_for_any_number_of_jobs(tmp_path, compared):
+    (tmp_path / "two").mkdir()
+    two = toy_compare(tmp_path / "two", jobs=2)
+    one, folder = compared
+    assert json.dumps(comparison_summary(two)) == json.dumps(comparison_summary(one))
+    for name in ("requests.parquet", "ticks.parquet"):
+        assert (tmp_path / "two" / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_tables_hold_every_run_in_order(compared):
+    comparison, folder = compared
+    requests = pq.read_table(folder / "requests.parquet")
+    assert requests.column_names == [
+        *("policy", "seed", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions")
+    ]
+    n = len(comparison.trace)
+    assert requests.num_rows == 2 * 3 * n
+    assert requests["policy"].to_pylist()[:: 3 * n] == ["static", "hpa"]
+    assert requests["seed"].to_pylist()[::n] == [1, 2, 3, 1, 2, 3]
+    first = requests.slice(0, n)
+    assert np.array_equal(first["arrival_s"].to_numpy(), comparison.trace.arrival_s)
+    ticks = pq.read_table(folder / "ticks.parquet")
+    assert ticks.num_rows == 2 * 3 * 80  # 20 minutes of 15 s
+    assert {"policy", "seed", "wanted_replicas", "sentence"} <= set(ticks.column_names)
+    assert sorted(path.name for path in folder.iterdir()) == ["requests.parquet", "ticks.parquet"]
+
+
+def test_the_summary_has_every_figure_of_every_policy(compared):
+    comparison, _ = compared
+    summary = json.loads(json.dumps(comparison_summary(comparison), allow_nan=False))
+    assert summary["schema"] == "tuner.compare/1"
+    assert summary["objectives"] == {"ttft_s": 2.5, "tpot_s": 0.075}
+    assert list(summary["policies"]) == ["static", "hpa"]
+    names = [metric.name for metric in METRICS]
+    for policy in summary["policies"].values():
+        assert all(isinstance(policy[name], int | float) for name in names)
+        assert list(policy["ci95"]) == names
+        assert all(len(bounds) == 2 for bounds in policy["ci95"].values())
+        assert [run["seed"] for run in policy["per_seed"]] == [1, 2, 3]
+        assert set(policy["per_seed"][0]) == {"seed", *names}
+    assert summary["policies"]["hpa"]["difference"] is None
+    assert summary["policies"]["static"]["requests"] == len(comparison.trace)
+    assert summary["tuning"]["sweeps"]["static"]["chosen"] == 3
+    assert summary["pinned"] == {"threads": "profile toy has no frontend section"}
+
+
+def test_settings_that_are_given_skip_their_sweeps(tmp_path):
+    labels = []
+    comparison = toy_compare(
+        tmp_path,
+        overrides={"static": {"replicas": 5}, "hpa": {"target": 40.0}},
+        watch=lambda label, share: labels.append(label),
+    )
+    assert comparison.tuning.sweeps == {}
+    assert comparison["static"].options == {"replicas": 5}
+    assert comparison["hpa"].options == {"target": 40.0}
+    assert comparison.tuning.initial_replicas == 5
+    assert comparison.tuning.fallback_target == 40.0
+    assert set(labels) == {f"{name}, seed {seed}" for name in RULES for seed in (1, 2, 3)}
+
+
+def test_rules_tuned_on_another_trace_keep_its_settings_and_show_the_curve_here(tmp_path):
+    calm = toy.toy_trace(surge=12.0, name="calm")
+    comparison = toy_compare(tmp_path, train_trace=calm)
+    assert not comparison.tuning.hindsight
+    assert comparison.tuning.trace == "calm"
+    assert comparison["static"].options == {"replicas": 2}  # enough for 120 tokens/s, not for 300
+    assert comparison["static"].mean("slo_attainment") < 0.9
+    assert comparison.tuning.curves["static"].chosen.value == 3
+
+
+def test_static_alone_needs_no_sweep_of_hpa(tmp_path):
+    comparison = toy_compare(tmp_path, {"static": "static"})
+    assert set(comparison.tuning.sweeps) == {"static"}
+    assert comparison.tuning.fallback_target is None
+    assert comparison.baseline == "static"
+
+
+def test_another_policy_gets_a_start_and_a_fallback_from_the_rules(tmp_path):
+    jobs = []
+
+    class Spy(toy.ToyRunner):
+        def __call__(self, trace, profile, job, progress):
+            jobs.append(job)
+            return super().__call__(trace, profile, job, progress)
+
+    comparison = toy_compare(tmp_path, {"mine-1.0.0": "/bundles/mine-1.0.0"}, runner=Spy())
+    mine = [job for job in jobs if job.name == "mine-1.0.0"]
+    assert [job.policy for job in mine] == ["/bundles/mine-1.0.0"] * 3
+    for job in mine:
+        assert job.config.initial_replicas == 3
+        assert job.config.fallback_target == comparison.tuning.sweeps["hpa"].chosen.value
+
+
+def test_a_start_count_in_the_configuration_holds_for_all_but_static(tmp_path):
+    config = CompareConfig(
+        run=RunConfig(max_replicas=8, initial_replicas=6), sweep=SweepConfig(hpa_targets=(40.0,))
+    )
+    comparison = toy_compare(tmp_path, config=config)
+    assert comparison.tuning.initial_replicas == 6
+    first_tick = {o.name: o.runs[0].ticks.ready_replicas[0] for o in comparison.policies}
+    assert first_tick == {"static": 3.0, "hpa": 6.0}
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"baseline": "keda"}, "baseline 'keda' is not compared; compared are static, hpa"),
+        ({"overrides": {"hap": {"target": 1}}}, "no such policy is compared; did you mean 'hpa'?"),
+        ({"overrides": {"static": {"replicas": 2.5}}}, "expected a whole number from 1 to"),
+        ({"overrides": {"static": {"replicas": 99}}}, "expected a whole number from 1 to"),
+        ({"overrides": {"hpa": {"target": "much"}}}, "expected a number above 0"),
+        ({"overrides": {"hpa": {"metric": "qps"}}}, "give hpa.target too"),
+        ({"overrides": {"hpa": {"bad": 1}}}, "hpa: option bad is unknown"),
+    ],
+)
+def test_a_mistake_is_found_before_any_run(tmp_path, changed, sentence):
+    ran = []
+    with pytest.raises(ConfigError, match=sentence.replace("?", r"\?")):
+        toy_compare(tmp_path, watch=lambda label, share: ran.append(label), **changed)
+    assert ran == []
+
+
+def test_policies_are_known_names_or_folders(tmp_path):
+    bundle = tmp_path / "r1-1.0.0"
+    bundle.mkdir()
+    named = named_policies(["static", f"{bundle}/"], ["hpa", "static"])
+    assert named == {"static": "static", "r1-1.0.0": f"{bundle}/"}
+
+
+@pytest.mark.parametrize(
+    ("specs", "sentence"),
+    [
+        (["statik"], "did you mean 'static'?"),
+        (["/nowhere/else"], "policies: hpa, static"),
+        (["hpa", "hpa"], "'hpa' is named twice"),
+        ([], "no policy is named"),
+    ],
+)
+def test_refuses_policies_that_are_neither(specs, sentence):
+    with pytest.raises(ConfigError) as caught:
+        named_policies(specs, ["hpa", "static"])
+    assert sentence in str(caught.value)

@@ -1,0 +1,189 @@
+from dataclasses import fields, replace
+
+import pytest
+
+from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.config import CompareConfig
+from experiments.job import RunDigest
+from experiments.summary import METRICS, Figures
+from experiments.sweep import Point, Sweep
+from experiments.tuning import Tuning
+from experiments.verdict import Standing, cost_at, notes, verdicts
+from tests.experiments import toy
+from tuner.core.trace import Gap
+
+FIGURES = Figures(**{field.name: 0.0 for field in fields(Figures)})
+
+
+def outcome(name, attainment, cost, differences=None, pinned=None):
+    means = {"slo_attainment": attainment, "gpu_hours": cost}
+    run = RunDigest(name, 1, FIGURES, pinned or {}, {})
+    return PolicyOutcome(
+        name=name,
+        policy=name,
+        options={},
+        runs=(run,),
+        estimates={m.name: Estimate(means.get(m.name, 0.0), None, None) for m in METRICS},
+        differences=differences or {},
+    )
+
+
+def gap(mean, *, half, load=None):
+    return Estimate(mean, None if half is None else (mean - half, mean + half), load)
+
+
+def comparison(points=1.0, cost=-10.0, *, half=0.1, load=None, attainment=0.995, **changed):
+    """`mine` against `hpa` (99.5 %, 100 GPU hours): `points` better and `cost` dearer."""
+    gaps = {
+        "slo_attainment": gap(points / 100, half=None if half is None else half / 100, load=load),
+        "gpu_hours": gap(cost, half=half, load=load),
+    }
+    outcomes = (
+        outcome("hpa", attainment, 100.0),
+        outcome("mine", attainment + points / 100, 100.0 + cost, gaps),
+    )
+    value = Comparison(
+        trace=toy.toy_trace(minutes=600, per_minute=1),
+        profile=toy.PROFILE,
+        config=CompareConfig(seeds=5),
+        baseline="hpa",
+        seeds=(1, 2, 3, 4, 5),
+        policies=outcomes,
+        tuning=Tuning("toy-load", True, {}, {}, 3, 40.0),
+    )
+    return replace(value, **changed)
+
+
+@pytest.mark.parametrize(
+    ("points", "cost", "standing", "headline"),
+    [
+        (
+            0.3,
+            -10,
+            "wins",
+            "mine beats hpa: 10.0 % fewer GPU hours, attainment 0.30 points higher.",
+        ),
+        (0.0, -10, "wins", "mine beats hpa: 10.0 % fewer GPU hours, attainment the same."),
+        (0.3, 0.0, "wins", "mine beats hpa: the same GPU hours, attainment 0.30 points higher."),
+        (
+            -3,
+            10,
+            "loses",
+            "mine loses to hpa: 10.0 % more GPU hours, attainment 3.00 points lower.",
+        ),
+        (0.0, 10, "loses", "mine loses to hpa: 10.0 % more GPU hours, attainment the same."),
+        (-3, 0.0, "loses", "mine loses to hpa: the same GPU hours, attainment 3.00 points lower."),
+        (
+            *(-3, -10, "trade-off"),
+            "mine costs less and serves worse than hpa: "
+            "10.0 % fewer GPU hours, attainment 3.00 points lower.",
+        ),
+        (
+            *(0.3, 10, "trade-off"),
+            "mine serves better and costs more than hpa: "
+            "10.0 % more GPU hours, attainment 0.30 points higher.",
+        ),
+        (
+            *(0.04, 0.4, "no difference"),
+            "mine does as hpa does: the same GPU hours, attainment the same.",
+        ),
+    ],
+)
+def test_losses_are_said_as_plainly_as_wins(points, cost, standing, headline):
+    (verdict,) = verdicts(comparison(points, cost))
+    assert (verdict.standing, verdict.headline) == (standing, headline)
+
+
+def test_a_difference_within_its_interval_decides_nothing():
+    (verdict,) = verdicts(comparison(0.3, -10, half=20))
+    assert verdict.standing is Standing.OPEN
+    assert verdict.headline == (
+        "mine against hpa is undecided: "
+        "no clear difference in GPU hours, no clear difference in attainment."
+    )
+
+
+def test_one_clear_difference_beside_an_unclear_one_decides_nothing_either():
+    value = comparison(0.3, -10)
+    mine = value["mine"]
+    unclear = {**mine.differences, "gpu_hours": gap(-10.0, half=20.0)}
+    value = replace(value, policies=(value["hpa"], replace(mine, differences=unclear)))
+    (verdict,) = verdicts(value)
+    assert verdict.standing is Standing.OPEN
+
+
+def test_says_when_a_difference_may_not_hold_on_another_load():
+    (verdict,) = verdicts(comparison(0.3, -10, load=(-30.0, 5.0)))
+    assert any("may not hold on another one" in detail for detail in verdict.details)
+    (verdict,) = verdicts(comparison(0.3, -10, load=(-30.0, -5.0)))
+    assert not any("may not hold" in detail for detail in verdict.details)
+
+
+def point(attainment, cost):
+    return Point(cost, replace(FIGURES, slo_attainment=attainment, gpu_hours=cost))
+
+
+CURVE = (point(0.5, 50.0), point(0.9, 100.0), point(0.8, 120.0), point(1.0, 200.0))
+
+
+@pytest.mark.parametrize(
+    ("attainment", "cost"),
+    [
+        (0.3, 50.0),  # less than the cheapest point serves: its cost
+        (0.5, 50.0),
+        (0.7, 75.0),  # halfway from 0.5 to 0.9
+        (0.9, 100.0),
+        (0.95, 150.0),  # from 0.9 to 1.0; the dearer and worse point does not count
+        (1.0, 200.0),
+    ],
+)
+def test_reads_a_rules_cost_off_its_curve(attainment, cost):
+    assert cost_at(CURVE, attainment) == pytest.approx(cost)
+
+
+def test_a_curve_that_ends_below_has_no_cost():
+    assert cost_at(CURVE[:3], 0.95) is None
+    assert cost_at((), 0.5) is None
+
+
+def test_every_policy_is_held_against_the_curves_of_the_rules():
+    curve = Sweep("static", "replicas", "replicas", 0.99, CURVE, CURVE[3], True)
+    tuning = Tuning("toy-load", True, {"static": curve}, {"static": curve}, 3, 40.0)
+    (verdict,) = verdicts(comparison(0.0, 20.0, attainment=0.95, tuning=tuning))
+    assert verdict.details[-1] == (
+        "static, set with hindsight to the same attainment, needs about 150.0 GPU hours: "
+        "mine costs 20.0 % less."
+    )
+
+
+def test_notes_hold_what_must_be_known_first():
+    value = comparison(-3, -10)
+    found = " ".join(notes(value))
+    assert "mine misses the goal of 99.0 %: it reaches 96.50 %." in found
+    assert "hpa misses" not in found
+    assert "seed" not in found  # five seeds, ten hours, no gap: nothing more to say
+    assert len(notes(value)) == 1
+
+
+def test_notes_on_hindsight_seeds_span_gaps_and_pinned_knobs():
+    curve = Sweep("static", "replicas", "replicas", 0.99, CURVE, CURVE[3], True)
+    value = comparison(
+        trace=replace(toy.toy_trace(minutes=20), gaps=(Gap(60.0, 180.0),)),
+        seeds=(1,),
+        tuning=Tuning("toy-load", True, {"static": curve}, {}, 3, None),
+        policies=(outcome("hpa", 1.0, 1.0, pinned={"threads": "the profile has no frontend"}),),
+    )
+    found = " ".join(notes(value))
+    assert "static was tuned on the very load" in found
+    assert "One seed shows no spread" in found
+    assert "The load lasts 20 min: fewer than 8 blocks of 1 h" in found
+    assert "The recording is silent for 2 min in 1 span;" in found
+    assert "The knob threads is pinned: the profile has no frontend." in found
+
+
+def test_rules_tuned_elsewhere_are_not_called_hindsight():
+    curve = Sweep("static", "replicas", "replicas", 0.99, CURVE, CURVE[3], True)
+    tuning = Tuning("sunday", False, {"static": curve, "hpa": curve}, {}, 3, 40.0)
+    found = " ".join(notes(comparison(tuning=tuning)))
+    assert "static and hpa were tuned on sunday" in found
+    assert "hindsight" not in found
