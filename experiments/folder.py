@@ -38,7 +38,19 @@ from tuner.core.trace import Trace
 
 REQUEST_COLUMNS = ("arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions")
 
-PACKAGES = ("deepseek-tuner", "numpy", "numba", "pyarrow", "pydantic", "onnxruntime", "plotly")
+PACKAGES = (
+    "deepseek-tuner",
+    "numpy",
+    "numba",
+    "pyarrow",
+    "pydantic",
+    "onnxruntime",
+    "plotly",
+    "torch",
+    "stable-baselines3",
+    "gymnasium",
+    "onnxscript",
+)
 """Packages whose version can change a number or a picture."""
 
 

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from envs.config import EnvConfig
+from envs.episodes import EpisodeDraws
 from envs.reward import Outcome, RewardScale, RewardWeights, reward
 from tests.envs import worlds
 from tests.envs.test_parity import MOVE, actions, vector_env
@@ -105,3 +108,18 @@ def test_reward_adds_up(values, expected):
 def test_a_wrong_scenario_is_named(change, message):
     with pytest.raises(ConfigError, match=message):
         worlds.config(**change).validate()
+
+
+def test_episodes_of_a_late_part_of_a_trace_begin_where_its_load_does():
+    whole = worlds.trace()
+    late = replace(
+        whole,
+        arrival_s=whole.arrival_s + 7200.0,
+        prompt_tokens=whole.prompt_tokens.copy(),
+        output_tokens=whole.output_tokens.copy(),
+    )
+    seeds = np.arange(500, dtype=np.uint64)
+    early_s = EpisodeDraws.of(worlds.config(), whole, seeds).start_s
+    late_s = EpisodeDraws.of(worlds.config(), late, seeds).start_s
+    np.testing.assert_allclose(late_s, early_s + 7200.0)
+    assert (late_s >= late.arrival_s[0] - worlds.TICK_S).all()

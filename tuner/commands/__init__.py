@@ -11,12 +11,14 @@ from typing import Any
 
 import typer
 
-from tuner.commands import compare, profile, simulate, trace
+from tuner.commands import compare, policy, profile, simulate, trace, train
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
     "compare": compare.command,
+    "policy": policy.app,
     "profile": profile.app,
     "simulate": simulate.command,
     "trace": trace.app,
+    "train": train.command,
 }
 """Name -> a Typer app with sub-commands, or the function of a single command."""

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import ClassVar
 
 from envs.config import EnvConfig
 from policies.codec import CodecConfig
 from tuner.core.errors import ConfigError
 from tuner.data.bundles import BaseRule, Section
-from tuner.data.strict import build, parse_yaml, read_text
 
 
 @dataclass(frozen=True)
@@ -28,8 +26,8 @@ class PpoConfig:
     rollout_ticks: int = 64
     """Ticks of each target between two updates; several times the reach of gae_lambda x gamma."""
     minibatch_size: int = 4096
-    """Transitions of one gradient step. Misses come in a few jumps a day: a small batch holds
-    none of them."""
+    """Transitions of one gradient step, at most all of an update. Misses come in a few jumps a day:
+    a small batch holds none of them."""
     epochs: int = 6
     """Passes over the transitions of an update."""
     learning_rate: float = 1e-3
@@ -77,9 +75,10 @@ class ValidationConfig:
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
-    share: float = 0.25
-    """Share (0-1) of the trace's span, its end, that is kept for validation. 0: validation runs on
-    the training trace with other draws; that tells nothing about other load."""
+    share: float | None = None
+    """Share (0-1) of the trace's span, its end, that is held out for validation. 0: validation runs
+    on the training load with other draws, and says nothing about other load. None: a quarter of a
+    trace of four days or more, else 0, because the end of a day is not like the rest of it."""
     scenarios: int = 16
     """Episodes of one evaluation; the same ones each time, so that differences are paired."""
     every_updates: int = 5
@@ -88,7 +87,7 @@ class ValidationConfig:
     """Episodes, none of them used before, on which the best network meets the base rule once."""
 
     def problems(self) -> Iterator[str]:
-        if not 0 <= self.share < 1:
+        if self.share is not None and not 0 <= self.share < 1:
             yield f"validation.share is {self.share}; expected 0 to below 1"
         for name in ("scenarios", "every_updates", "confirm_scenarios"):
             if getattr(self, name) < 1:
@@ -139,23 +138,6 @@ class TrainConfig:
             self.env.validate()
         except ConfigError as error:
             yield str(error)
-        if self.ppo.minibatch_size > self.ppo.envs * self.ppo.rollout_ticks:
-            yield (
-                f"ppo.minibatch_size {self.ppo.minibatch_size} is above the transitions of an "
-                f"update, envs {self.ppo.envs} x rollout_ticks {self.ppo.rollout_ticks}; lower it"
-            )
-
-
-def read_train_config(path: Path) -> TrainConfig:
-    """The training configuration in a YAML file; keys left out keep their defaults.
-
-    Raises:
-        ConfigError: one line per mistake, each with its key path.
-    """
-    data = parse_yaml(
-        read_text(path, "a configuration in YAML", ConfigError), str(path), ConfigError
-    )
-    return build(TrainConfig, data, str(path), ConfigError, contradictions=TrainConfig.problems)
 
 
 def _plain(value: object) -> object:

@@ -57,7 +57,7 @@ from tuner.train.evaluation import base_rule, evaluate, paired_ci95, reward_map
 from tuner.train.network import ActionNetwork, policy_arguments, start_at_base_rule
 from tuner.train.progress import Display, score_figures
 from tuner.train.sb3_vec_env import Sb3VecEnv, Tally
-from tuner.train.scenarios import Scenarios, reward_scale, split
+from tuner.train.scenarios import Scenarios, parts, reward_scale
 
 
 class _Purpose(IntEnum):
@@ -135,13 +135,8 @@ def train(
     problems = list(config.problems())
     if problems:
         raise ConfigError("\n".join(problems))
-    check_place(out)
+    check_start(out, resume=resume)
     place = Place(out)
-    if place.checkpoint.exists() and not resume:
-        raise ConfigError(
-            f"{place.checkpoint} is there from a run before; go on with --resume, or remove "
-            f"{place.work} to train anew"
-        )
     # More threads cost several times the CPU per gradient step of so small a network.
     torch.set_num_threads(1)
     run = _Run.prepare(inputs, config, place, threads)
@@ -157,6 +152,32 @@ def train(
         tick_s=config.env.tick_s,
     ) as display:
         return run.train(start, display)
+
+
+def check_start(out: Path, *, resume: bool) -> None:
+    """Whether a run that writes to `out` can start; asked before hours of work.
+
+    Raises:
+        ConfigError: the place is taken, or holds a checkpoint that is not to be resumed.
+    """
+    check_place(out)
+    place = Place(out)
+    if place.checkpoint.exists() and not resume:
+        raise ConfigError(
+            f"{place.checkpoint} is there from a run before; go on with --resume, or remove "
+            f"{place.work} to train anew"
+        )
+
+
+def started_with(out: Path) -> Section:
+    """The configuration that the run at `out` was started with, from its checkpoint.
+
+    Raises:
+        ConfigError: there is no checkpoint, or it cannot be read.
+    """
+    config = checkpoints.load(Place(out).checkpoint).inputs["config"]
+    assert isinstance(config, dict)
+    return config
 
 
 @dataclass(frozen=True)
@@ -187,7 +208,7 @@ class _Run:
                 f"codec.move is {list(config.codec.move)}, all of them pinned by profile "
                 f"{inputs.profile.name}: there is nothing to learn"
             )
-        learn, hold_out = split(inputs.trace, config.validation.share)
+        learn, hold_out = parts(inputs.trace, config)
         scenarios = Scenarios(
             trace=inputs.trace,
             profile=inputs.profile,
@@ -331,7 +352,7 @@ class _Run:
             face,
             learning_rate=ppo.learning_rate,
             n_steps=ppo.rollout_ticks,
-            batch_size=ppo.minibatch_size,
+            batch_size=min(ppo.minibatch_size, self.update_steps),
             n_epochs=ppo.epochs,
             gamma=ppo.gamma,
             gae_lambda=ppo.gae_lambda,

@@ -15,7 +15,14 @@ from tuner.core.decision import Guardrails
 from tuner.core.errors import TraceError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
+from tuner.train.config import TrainConfig
 
+DAY_S = 86_400.0
+ENOUGH_DAYS = 4
+"""Days from which on the end of a trace is like the rest; a part of one day is another time of it,
+and the best network there is the best at that hour."""
+HELD_OUT = 0.25
+"""Share of such a trace that is held out."""
 LEAST_TICKS = 20
 """Shortest part of a trace, in ticks, that an episode can be made of."""
 
@@ -48,16 +55,45 @@ class Scenarios:
         )
 
     def on(self, trace: Trace) -> Scenarios:
-        """The same on another part; episodes are no longer than it is."""
-        span_s = trace.last_arrival_s - float(trace.arrival_s[0])
-        ticks = int(span_s / self.config.tick_s) - 1
-        if ticks < LEAST_TICKS:
-            raise TraceError(
-                f"{trace.name} spans {span_s:.0f} s; expected at least "
-                f"{(LEAST_TICKS + 1) * self.config.tick_s:.0f} s to make episodes of"
-            )
-        ticks = min(ticks, self.config.episode_ticks)
+        """The same on another part; episodes are no longer than it is.
+
+        Raises:
+            TraceError: it is too short to make episodes of.
+        """
+        ticks = episode_ticks(trace, self.config)
         return replace(self, trace=trace, config=replace(self.config, episode_ticks=ticks))
+
+
+def episode_ticks(trace: Trace, config: EnvConfig) -> int:
+    """Ticks of an episode on this load: as configured, at most what it holds.
+
+    Raises:
+        TraceError: it holds fewer than LEAST_TICKS.
+    """
+    span_s = trace.last_arrival_s - float(trace.arrival_s[0])
+    ticks = int(span_s / config.tick_s) - 1
+    if ticks < LEAST_TICKS:
+        raise TraceError(
+            f"{trace.name} spans {span_s:.0f} s; expected at least "
+            f"{(LEAST_TICKS + 1) * config.tick_s:.0f} s to make episodes of"
+        )
+    return min(ticks, config.episode_ticks)
+
+
+def parts(trace: Trace, config: TrainConfig) -> tuple[Trace, Trace]:
+    """What is trained on, and what is validated on; the whole twice where nothing is held out.
+
+    Raises:
+        TraceError: a part is too short to make episodes of.
+    """
+    share = config.validation.share
+    if share is None:
+        span_s = trace.last_arrival_s - float(trace.arrival_s[0])
+        share = HELD_OUT if span_s >= ENOUGH_DAYS * DAY_S else 0.0
+    learn, hold_out = split(trace, share)
+    for part in (learn, hold_out):
+        episode_ticks(part, config.env)
+    return learn, hold_out
 
 
 def split(trace: Trace, share: float) -> tuple[Trace, Trace]:

@@ -1,0 +1,239 @@
+"""`tuner train`: from files to a policy bundle.
+
+The base rule is tuned on the training trace first, as the rivals of a comparison are, and the fleet
+that the sweep found sizes reward and starts. What the configuration states is left as it is.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from rich.console import Console
+
+from envs.config import EnvConfig
+from experiments.config import CompareConfig, RunConfig, SweepConfig, compare_mistakes
+from experiments.folder import git_commit, versions
+from experiments.progress import run_progress
+from experiments.run import target_knobs
+from experiments.runner import SimulationRunner
+from experiments.tuning import Bench, tune
+from policies import build_policy
+from tuner.core.errors import ConfigError
+from tuner.core.profile import ServingProfile
+from tuner.core.trace import Trace
+from tuner.data import load_profile, read_trace
+from tuner.data.bundles import Code, Manifest
+from tuner.data.strict import build, parse_yaml, read_text
+from tuner.train.config import TrainConfig
+from tuner.train.ppo import Inputs, check_start, started_with, train
+from tuner.train.scenarios import parts
+
+SHARED = ("tick_s", "slo", "router", "jitter")
+"""What `run` says of every run, training's environments included."""
+STARTS = (0.4, 1.4)
+"""Fewest and most replicas at the start of an episode, relative to the best fixed fleet: too few
+and too many must both have been seen."""
+
+
+@dataclass(frozen=True)
+class TrainingFile:
+    """Content of the file that `--config` names."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    run: RunConfig = field(default_factory=RunConfig)
+    """Objectives, router, tick, bounds and guardrails: as in a comparison."""
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    """How the base rule is tuned where `train.base` gives no target."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """Training itself. Left out, `env.start_replicas`, `env.reference_replicas` and the target of
+    the base rule come from the sweep, and what `run` says too comes from there."""
+
+    def problems(self) -> Iterator[str]:
+        yield from compare_mistakes(CompareConfig(run=self.run, sweep=self.sweep))
+        yield from (f"train.{problem}" for problem in self.train.problems())
+        for name in SHARED:
+            stated, shared = getattr(self.train.env, name), getattr(self.run, name)
+            if stated not in (shared, getattr(EnvConfig(), name)):
+                yield f"train.env.{name} is {stated}, but run.{name} is {shared}; state it in run"
+
+
+@dataclass(frozen=True)
+class TrainRequest:
+    """What the command line asked for."""
+
+    trace: Path
+    profile: str
+    out: Path
+    config: Path | None = None
+    steps: int | None = None
+    seed: int | None = None
+    envs: int | None = None
+    resume: bool = False
+    jobs: int | None = None
+
+
+def train_to_bundle(request: TrainRequest, *, console: Console) -> Manifest:
+    """Tune the base rule, train, and write the bundle.
+
+    Raises:
+        InputError: an input cannot be used; nothing is written.
+        KeyboardInterrupt: after a checkpoint was written, once training has begun.
+    """
+    stated = _stated(request)
+    stated = _with_run(stated, _built(stated, request).run)
+    file = _built(stated, request)
+    check_start(request.out, resume=request.resume)
+    profile = load_profile(request.profile)
+    trace = read_trace(request.trace)
+    knobs = target_knobs(profile, max_replicas=file.run.max_replicas)
+    # What can be known before the sweep: it takes minutes.
+    parts(trace, file.train)
+    base = file.train.base
+    build_policy(base.policy, base.options, knobs, tick_s=file.run.tick_s)
+    jobs = request.jobs or _cores()
+    if request.resume:
+        found = _found_before(request.out)
+    else:
+        found = _found_by_sweep(file, trace, profile, jobs, console)
+    file = _built(_filled(stated, found), request)
+    return train(
+        Inputs(
+            trace=trace,
+            profile=profile,
+            knobs=knobs,
+            guardrails=file.run.guardrails.build(),
+            code=Code(commit=git_commit(), versions=versions()),
+        ),
+        file.train,
+        request.out,
+        resume=request.resume,
+        threads=jobs,
+        console=console,
+    )
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a file may leave open."""
+
+    target: float
+    """Of the base rule, output tokens/s per replica."""
+    reference_replicas: float
+    start_replicas: tuple[int, int]
+
+
+def _stated(request: TrainRequest) -> dict[str, Any]:
+    """The configuration as the file and the options state it: plain values."""
+    stated: dict[str, Any] = {}
+    if request.config is not None:
+        text = read_text(request.config, "a configuration in YAML", ConfigError)
+        if text.strip():
+            stated = parse_yaml(text, str(request.config), ConfigError)
+    options = {
+        ("ppo", "steps"): request.steps,
+        ("ppo", "envs"): request.envs,
+        ("seed",): request.seed,
+    }
+    for keys, value in options.items():
+        if value is not None:
+            _section(stated, "train", *keys[:-1])[keys[-1]] = value
+    return stated
+
+
+def _built(stated: Mapping[str, Any], request: TrainRequest) -> TrainingFile:
+    source = str(request.config) if request.config else "training"
+    return build(TrainingFile, stated, source, ConfigError, contradictions=TrainingFile.problems)
+
+
+def _with_run(stated: Mapping[str, Any], run: RunConfig) -> dict[str, Any]:
+    """The stated configuration with what `run` says of every run said of training's too."""
+    filled: dict[str, Any] = _copied(stated)
+    env = _section(filled, "train", "env")
+    plain = asdict(run)
+    env.update({name: plain[name] for name in SHARED})
+    return filled
+
+
+def _filled(stated: Mapping[str, Any], found: _Found) -> dict[str, Any]:
+    """The stated configuration with what it left open."""
+    filled: dict[str, Any] = _copied(stated)
+    env = _section(filled, "train", "env")
+    env.setdefault("reference_replicas", found.reference_replicas)
+    env.setdefault("start_replicas", list(found.start_replicas))
+    base = _section(filled, "train", "base")
+    base.setdefault("policy", "hpa")
+    if base["policy"] == "hpa":
+        _section(base, "options").setdefault("target", found.target)
+    return filled
+
+
+def _found_by_sweep(
+    file: TrainingFile, trace: Trace, profile: ServingProfile, jobs: int, console: Console
+) -> _Found:
+    """The fleet and the target that meet the goal at the least cost on the training trace."""
+    given = file.train.base.options.get("target")
+    overrides = {} if given is None else {"hpa": {"target": given}}
+    with run_progress(console) as watch:
+        bench = Bench(
+            profile=profile,
+            config=CompareConfig(run=replace(file.run, initial_replicas=None), sweep=file.sweep),
+            runner=SimulationRunner(),
+            given=overrides,
+            jobs=jobs,
+            watch=watch,
+        )
+        bench.check({"hpa": "hpa"})
+        tuning = tune(bench, {"hpa": "hpa"}, trace, None)
+    for sweep in tuning.sweeps.values():
+        console.print(sweep.sentence, highlight=False)
+    target = given if tuning.fallback_target is None else tuning.fallback_target
+    count, most = tuning.initial_replicas, file.run.max_replicas
+    return _Found(
+        target=float(target or 0.0),
+        reference_replicas=float(count),
+        start_replicas=(
+            max(1, round(STARTS[0] * count)),
+            min(most, max(round(STARTS[1] * count), 2)),
+        ),
+    )
+
+
+def _found_before(out: Path) -> _Found:
+    """What the sweep found when the run to resume was started."""
+    config: Any = started_with(out)
+    low, high = config["env"]["start_replicas"]
+    return _Found(
+        target=config["base"]["options"].get("target", 0.0),
+        reference_replicas=config["env"]["reference_replicas"],
+        start_replicas=(low, high),
+    )
+
+
+def _section(mapping: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """The section at `keys`, made where it is absent; a section that is no mapping is replaced by
+    the strict reader's complaint about it, not by this."""
+    for key in keys:
+        inner = mapping.setdefault(key, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"{key} is {inner!r}; expected keys and values")
+        mapping = inner
+    return mapping
+
+
+def _copied(value: Any) -> Any:
+    """Plain values, copied: the stated configuration is read twice."""
+    if isinstance(value, Mapping):
+        return {key: _copied(inner) for key, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
