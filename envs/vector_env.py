@@ -137,6 +137,10 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
         self._now, outcome = self._fleet.look()
         self._seen = self.codec.observe(self._now, self._memory)
         gained = reward(outcome, self.config.weights, self.scale)
+        for gap in self.trace.gaps:
+            # Nobody knows what was asked for in a gap: nothing is learned from it.
+            inside = (gap.start_s < self._at_s) & (self._at_s - self.config.tick_s < gap.end_s)
+            gained = np.where(inside, 0.0, gained)
         truncated = self._ticks >= self.config.episode_ticks
         infos: dict[str, Any] = vars(outcome) | {
             "tripped": self._decided.tripped,

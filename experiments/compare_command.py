@@ -16,13 +16,15 @@ from experiments.comparison import Comparison, comparison_summary
 from experiments.config import CompareConfig, compare_mistakes, load_compare_config
 from experiments.folder import provenance, result_folder, write_json
 from experiments.job import OptionValue
+from experiments.load import read_load
 from experiments.progress import run_progress
 from experiments.report import require_report_extra, write_report
 from experiments.runner import SimulationRunner
 from experiments.simulate import parse_options
 from policies import POLICIES
 from tuner.core.errors import ConfigError
-from tuner.data import load_profile, read_trace
+from tuner.core.gaps import GapMode
+from tuner.data import load_profile
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,7 @@ class CompareRequest:
     train_trace: Path | None = None
     baseline: str | None = None
     jobs: int | None = None
+    gaps: GapMode = "keep"
 
 
 def compare_to_folder(request: CompareRequest, *, console: Console) -> Comparison:
@@ -53,8 +56,10 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
     policies = named_policies(request.policies, tuple(POLICIES))
     overrides = split_options(parse_options(request.options), (*policies, "static", "hpa"))
     profile = load_profile(request.profile)
-    trace = read_trace(request.trace)
-    train = None if request.train_trace is None else read_trace(request.train_trace)
+    trace = read_load(request.trace, request.gaps, console)
+    train = None
+    if request.train_trace is not None:
+        train = read_load(request.train_trace, request.gaps, console)
     with result_folder(request.out) as folder:
         with run_progress(console) as watch:
             comparison = compare(

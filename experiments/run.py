@@ -132,7 +132,12 @@ def _result(
         _tick_row(record.observation, record.decision, outcome)
         for record, outcome in zip(audit.records, outcomes, strict=True)
     ]
-    replica_hours = sum(float(outcome.replica_s[0]) for outcome in outcomes) / 3600
+    scored = [
+        float(outcome.replica_s[0])
+        for record, outcome in zip(audit.records, outcomes, strict=True)
+        if not in_a_gap(trace, record.observation)
+    ]
+    replica_hours = sum(scored) / 3600
     return RunResult(
         policy=policy.name,
         seed=seed,
@@ -140,12 +145,19 @@ def _result(
         ticks=TickTable.of(rows),
         replica_hours=replica_hours,
         gpu_hours=replica_hours * profile.gpus_per_replica,
-        span_s=trace.last_arrival_s,
+        span_s=trace.last_arrival_s - sum(gap.length_s for gap in trace.gaps),
         actions=sum(1 for decision in decisions if decision.changes),
         clamps=sum(1 for decision in decisions if decision.clamps),
         trips=sum(1 for decision in decisions if decision.trips),
         pinned=profile.unmodelled_knobs(),
         settings=settings,
+    )
+
+
+def in_a_gap(trace: Trace, seen: Observation) -> bool:
+    """Whether a tick's window overlaps a masked gap: what it cost is nobody's fault."""
+    return any(
+        gap.start_s < seen.at_s and seen.at_s - seen.window_s < gap.end_s for gap in trace.gaps
     )
 
 

@@ -15,11 +15,13 @@ from rich.table import Table
 from experiments.config import Router, RunConfig, run_mistakes
 from experiments.folder import provenance, write_simulation
 from experiments.job import Job, OptionValue
+from experiments.load import read_load
 from experiments.result import RunResult
 from experiments.runner import SimulationRunner
 from experiments.summary import METRICS, figures_of
 from tuner.core.errors import ConfigError
-from tuner.data import load_profile, read_trace
+from tuner.core.gaps import GapMode
+from tuner.data import load_profile
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class SimulateRequest:
     initial_replicas: int | None = None
     max_replicas: int | None = None
     fallback_target: float | None = None
+    gaps: GapMode = "keep"
 
 
 def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
@@ -72,7 +75,7 @@ def simulate(request: SimulateRequest, *, console: Console) -> RunResult:
     Raises:
         InputError: the trace, profile, policy or an option cannot be used; nothing is written.
     """
-    trace = read_trace(request.trace)
+    trace = read_load(request.trace, request.gaps, console)
     profile = load_profile(request.profile)
     config = _config(request)
     mistakes = list(run_mistakes(config))

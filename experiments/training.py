@@ -17,15 +17,17 @@ from rich.console import Console
 from envs.config import EnvConfig
 from experiments.config import CompareConfig, RunConfig, SweepConfig, compare_mistakes
 from experiments.folder import git_commit, versions
+from experiments.load import read_load
 from experiments.progress import run_progress
 from experiments.run import target_knobs
 from experiments.runner import SimulationRunner
 from experiments.tuning import Bench, tune
 from policies import build_policy
 from tuner.core.errors import ConfigError
+from tuner.core.gaps import GapMode
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
-from tuner.data import load_profile, read_trace
+from tuner.data import load_profile
 from tuner.data.bundles import Code, Manifest
 from tuner.data.strict import build, parse_yaml, read_text
 from tuner.train.config import TrainConfig
@@ -75,6 +77,7 @@ class TrainRequest:
     envs: int | None = None
     resume: bool = False
     jobs: int | None = None
+    gaps: GapMode = "keep"
 
 
 def train_to_bundle(request: TrainRequest, *, console: Console) -> Manifest:
@@ -89,7 +92,7 @@ def train_to_bundle(request: TrainRequest, *, console: Console) -> Manifest:
     file = _built(stated, request)
     check_start(request.out, resume=request.resume)
     profile = load_profile(request.profile)
-    trace = read_trace(request.trace)
+    trace = read_load(request.trace, request.gaps, console)
     knobs = target_knobs(profile, max_replicas=file.run.max_replicas)
     # What can be known before the sweep: it takes minutes.
     parts(trace, file.train)

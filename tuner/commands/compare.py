@@ -9,6 +9,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tuner.commands.gaps import Gaps, GapsOption
+
 
 def command(
     trace: Annotated[Path, typer.Option(help="Trace to compare on, Parquet.")],
@@ -49,6 +51,7 @@ def command(
     jobs: Annotated[
         int | None, typer.Option(help="Runs at once. (default one per core)", min=1)
     ] = None,
+    gaps: GapsOption = Gaps.KEEP,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Compare policies on a recorded load, with the same seeds and tuned rivals.
@@ -86,6 +89,7 @@ def command(
         train_trace=train_trace,
         baseline=baseline,
         jobs=jobs,
+        gaps=gaps.value,
     )
     comparison = compare_to_folder(request, console=Console(stderr=True))
     if as_json:

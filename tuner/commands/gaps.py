@@ -1,18 +1,11 @@
-"""The `--gaps` option and its warning, for every command that takes a recording."""
+"""The `--gaps` option, for every command that takes a recording."""
 
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-from rich.console import Console
-
-if TYPE_CHECKING:
-    from tuner.core.trace import Gap
-
-SHOWN = 5
-"""Gaps that get a line of their own."""
 
 
 class Gaps(StrEnum):
@@ -32,18 +25,3 @@ GapsOption = Annotated[
         "the trace; ticks inside are left out of scores), or stop with an [bold]error[/].",
     ),
 ]
-
-
-def warn_of(gaps: tuple[Gap, ...], *, masked: bool) -> None:
-    """A line on stderr for each gap, with its span and what is made of it."""
-    from tuner.commands.chart import duration
-
-    console = Console(stderr=True, highlight=False, soft_wrap=True)
-    for gap in gaps[:SHOWN]:
-        console.print(
-            f"[yellow]warning:[/] no request for {duration(gap.length_s)}, from "
-            f"{gap.start_s:.0f} s to {gap.end_s:.0f} s: a gap in the recording, "
-            + ("masked" if masked else "kept as time without load (--gaps mask leaves it out)")
-        )
-    if len(gaps) > SHOWN:
-        console.print(f"[yellow]warning:[/] and {len(gaps) - SHOWN} more gaps")

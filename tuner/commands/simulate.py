@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tuner.commands.gaps import Gaps, GapsOption
+
 
 class RouterName(StrEnum):
     """Routers, as the command line knows them."""
@@ -53,6 +55,7 @@ def command(
     max_replicas: Annotated[
         int | None, typer.Option(help="Most replicas that may be asked for.", min=1)
     ] = None,
+    gaps: GapsOption = Gaps.KEEP,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Replay a trace against a simulated fleet under one policy.
@@ -85,6 +88,7 @@ def command(
         initial_replicas=initial_replicas,
         max_replicas=max_replicas,
         fallback_target=fallback_target,
+        gaps=gaps.value,
     )
     result = simulate(request, console=Console(stderr=True))
     if as_json:

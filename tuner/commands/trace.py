@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.commands.gaps import Gaps, GapsOption, warn_of
+from tuner.commands.gaps import Gaps, GapsOption
 
 if TYPE_CHECKING:
     from tuner.core.trace import Gap, Trace
@@ -70,6 +70,7 @@ def import_(
       tuner trace import conv.csv --format azure --out conv.parquet
       tuner trace import gw.jsonl.gz --format jsonl --gaps mask --out week.parquet
     """
+    from experiments.load import warn_of
     from tuner.core.gaps import treat_gaps
     from tuner.data.importing import import_trace
     from tuner.data.traces import write_trace
@@ -82,7 +83,7 @@ def import_(
         print(json.dumps({"out": str(out), "gaps": _spans(found), **asdict(report)}, indent=2))
         return
     _print_report(report)
-    warn_of(found, masked=gaps is Gaps.MASK)
+    warn_of(found, Console(stderr=True), masked=gaps is Gaps.MASK)
     _print_written(trace, out)
 
 
@@ -97,6 +98,7 @@ def describe(
       tuner trace describe week.parquet
       tuner trace describe week.parquet --json | jq .mean_qps
     """
+    from experiments.load import warn_of
     from tuner.data.summary import summarise
     from tuner.data.traces import read_trace
 
@@ -108,7 +110,8 @@ def describe(
     console = Console(highlight=False)
     _print_summary(console, summary)
     _print_chart(console, trace)
-    warn_of(tuple(gap for gap in summary.gaps if gap not in summary.masked), masked=False)
+    open_gaps = tuple(gap for gap in summary.gaps if gap not in summary.masked)
+    warn_of(open_gaps, Console(stderr=True), masked=False)
 
 
 @app.command()

@@ -10,6 +10,8 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from tuner.commands.gaps import Gaps, GapsOption
+
 
 def command(
     trace: Annotated[Path, typer.Option(help="Trace to learn from, Parquet.")],
@@ -40,6 +42,7 @@ def command(
         int | None,
         typer.Option(help="Cores to use; the result does not depend on it. (default all)", min=1),
     ] = None,
+    gaps: GapsOption = Gaps.KEEP,
     as_json: Annotated[bool, typer.Option("--json", help="Print the results as JSON.")] = False,
 ) -> None:
     """Train a policy on a recorded load, and write it as a bundle.
@@ -74,6 +77,7 @@ def command(
         envs=envs,
         resume=resume,
         jobs=jobs,
+        gaps=gaps.value,
     )
     manifest = train_to_bundle(request, console=Console(stderr=True))
     if as_json:
