@@ -16,13 +16,23 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from envs.config import EnvConfig
+from envs.reward import RewardScale
 from envs.simulator import ROUTERS, Fleet, FleetSettings
+from envs.vector_env import VectorServingEnv
+from experiments.run import target_knobs
+from policies import build_policy
+from policies.codec import Codec, CodecConfig
 from tuner.core.errors import ConfigError, InputError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 from tuner.data import load_profile, read_trace
+from tuner.guardrails import default_guardrails
 
 EXIT_INPUT = 2
+TICK_S = 15.0
+WARM_UP_TICKS = 8
+"""Ticks that fill the fleets and compile what is not compiled yet."""
 OVERTIME_S = 3600.0
 """Requests that have not ended so long after the last arrival do not count."""
 
@@ -107,9 +117,7 @@ def _add_simulator_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _measure_simulator(options: argparse.Namespace) -> Figures:
-    for name in ("replicas", "repeat"):
-        if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; expected at least 1")
+    _check_positive(options, "replicas", "repeat")
     return measure_simulator(
         read_trace(options.trace),
         load_profile(options.profile),
@@ -119,10 +127,115 @@ def _measure_simulator(options: argparse.Namespace) -> Figures:
     )
 
 
+def poisson_load(qps: float, seconds: float, seed: int) -> Trace:
+    """Poisson arrivals with the lengths of the reference workload: lognormal prompts (median 400,
+    sigma 0.8, 16..3000 tokens) and outputs (median 150, sigma 0.7, 4..1000 tokens)."""
+    rng = np.random.default_rng(seed)
+    count = int(qps * seconds)
+    prompts = rng.lognormal(np.log(400), 0.8, count).clip(16, 3000)
+    outputs = rng.lognormal(np.log(150), 0.7, count).clip(4, 1000)
+    return Trace(
+        arrival_s=np.cumsum(rng.exponential(1 / qps, count)),
+        prompt_tokens=prompts.astype(np.int32),
+        output_tokens=outputs.astype(np.int32),
+        name=f"poisson, {qps:g} requests/s, seed {seed}",
+    )
+
+
+def fixed_fleet(
+    trace: Trace, profile: ServingProfile, *, replicas: int, envs: int, tick_s: float, seed: int
+) -> VectorServingEnv:
+    """Environments whose fleets stay at so many replicas, with all that a training step has:
+    observations, features, base rule, fallback and guardrails."""
+    knobs = target_knobs(profile, max_replicas=replicas)
+    options = {"target": 1e9, "min_replicas": replicas}
+    rule = build_policy("hpa", options, knobs, tick_s=tick_s).rule
+    config = EnvConfig(
+        tick_s=tick_s,
+        episode_ticks=240,
+        start_replicas=(replicas, replicas),
+        keep=(1.0, 1.0),
+        reference_replicas=float(replicas),
+    )
+    return VectorServingEnv(
+        trace,
+        profile,
+        Codec(knobs, rule, CodecConfig(move=()), profile.unmodelled_knobs()),
+        n_envs=envs,
+        guardrails=default_guardrails(),
+        fallback=rule,
+        config=config,
+        scale=RewardScale(tick_s * len(trace) / trace.last_arrival_s, replicas, tick_s),
+        seed=seed,
+        slots=replicas,
+    )
+
+
+def measure_env(
+    trace: Trace, profile: ServingProfile, *, replicas: int, envs: int, ticks: int, repeat: int
+) -> Figures:
+    """Environment steps per CPU second on fleets that stay at so many replicas."""
+    env = fixed_fleet(trace, profile, replicas=replicas, envs=envs, tick_s=TICK_S, seed=0)
+    env.reset()
+    actions = np.zeros((envs, len(env.codec.knobs.specs)))
+    for _ in range(WARM_UP_TICKS):
+        env.step(actions)
+    rates = []
+    for _ in range(repeat):
+        before_s = time.process_time()
+        for _ in range(ticks):
+            _, _, _, _, infos = env.step(actions)
+        rates.append(envs * ticks / (time.process_time() - before_s))
+    return {
+        "env_steps_per_cpu_s": statistics.median(rates),
+        "rates": rates,
+        "replicas_held": float(infos["replica_s"].mean() / TICK_S),
+        "config": {
+            "trace": trace.name,
+            "requests_per_s": len(trace) / trace.last_arrival_s,
+            "profile": profile.name,
+            "replicas": replicas,
+            "envs": envs,
+            "tick_s": TICK_S,
+            "ticks": ticks,
+            "repeat": repeat,
+        },
+    }
+
+
+def _add_env_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trace", help="Parquet file (generated: Poisson, 10 requests/s)")
+    parser.add_argument("--profile", default="reference-affine", help="(reference-affine)")
+    parser.add_argument("--replicas", type=int, default=8, help="replicas that serve (8)")
+    parser.add_argument("--envs", type=int, default=256, help="environments (256)")
+    parser.add_argument("--ticks", type=int, default=40, help="ticks of a measured run (40)")
+    parser.add_argument("--repeat", type=int, default=5, help="measured runs (5)")
+
+
+def _measure_env(options: argparse.Namespace) -> Figures:
+    _check_positive(options, "replicas", "envs", "ticks", "repeat")
+    trace = read_trace(options.trace) if options.trace else poisson_load(10.0, 12 * 3600.0, 0)
+    return measure_env(
+        trace,
+        load_profile(options.profile),
+        replicas=options.replicas,
+        envs=options.envs,
+        ticks=options.ticks,
+        repeat=options.repeat,
+    )
+
+
+def _check_positive(options: argparse.Namespace, *names: str) -> None:
+    for name in names:
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name} is {getattr(options, name)}; expected at least 1")
+
+
 BENCHES: dict[str, Bench] = {
     "simulator": Bench(
         "requests simulated per CPU second", _add_simulator_options, _measure_simulator
     ),
+    "env": Bench("environment steps per CPU second", _add_env_options, _measure_env),
 }
 
 if __name__ == "__main__":
