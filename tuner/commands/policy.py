@@ -48,18 +48,21 @@ def list_(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False)
     if not rows:
         console.print(f"no bundles in {escape(str(folder))}")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("policy", "trained on", "steps", "beats its base", "reward"):
-        table.add_column(title, no_wrap=True)
+    table.add_column("policy", no_wrap=True)
+    table.add_column("trained on", overflow="fold")
+    table.add_column("steps", justify="right", no_wrap=True)
+    table.add_column("beats base", no_wrap=True)
+    table.add_column("reward", justify="right", no_wrap=True)
     for row in rows:
         if "fault" not in row:
             table.add_row(
                 escape(row["name"]),
-                escape(f"{row['trace']}, {row['profile']}"),
+                escape(row["trace"]),
                 f"{row['steps']:,}",
                 "yes" if row["beats_base"] else "no",
                 f"{row['difference']:+.4f}",
@@ -67,7 +70,7 @@ def list_(
     console.print(table)
     for row in rows:
         if "fault" in row:
-            console.print(f"[red]refused[/]: {escape(row['fault'])}")
+            console.print(f"[red]refused[/]: {escape(row['fault'])}", soft_wrap=True)
 
 
 @app.command()

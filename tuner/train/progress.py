@@ -10,6 +10,7 @@ from rich.progress import (
     Progress,
     ProgressColumn,
     Task,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
@@ -32,12 +33,14 @@ class Display:
         self._tick_s = tick_s
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            BarColumn(bar_width=10),
+            TaskProgressColumn(),
             _Speed(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=console,
+            # A log is told in lines; a bar there would be one more of them, and a broken one.
+            disable=not console.is_terminal,
         )
         self._task = self._progress.add_task("training", total=total, completed=done, figures="")
 
@@ -69,13 +72,10 @@ class Display:
 
 
 def rollout_figures(tally: Tally, tick_s: float) -> str:
-    """Reward, attainment and cost of some steps."""
+    """Attainment and cost of some steps: what fits beside a bar in 80 columns."""
     if not tally.steps:
         return ""
-    return (
-        f"reward {tally.reward / tally.steps:.3f}, attainment {tally.attainment:.2%}, "
-        f"replicas {tally.replica_s / (tally.steps * tick_s):.1f}"
-    )
+    return f"{tally.attainment:.2%} met, {tally.replica_s / (tally.steps * tick_s):.1f} replicas"
 
 
 def score_figures(score: Score) -> str:
