@@ -29,16 +29,16 @@ _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
 _INLINED: dict[str, Any] = _OPTIONS | {"forceinline": True, "no_cpython_wrapper": True}
 
 
-def _cache_folder() -> Path:
-    here = Path(__file__).parent
+def cache_folder(sources: Path) -> Path:
+    """Where the machine code of these sources belongs: another folder for every version of them."""
     digest = hashlib.sha256()
-    for source in sorted(here.glob("*.py")):
+    for source in sorted(sources.glob("*.py")):
         digest.update(source.read_bytes())
-    base = Path(_CONFIG.CACHE_DIR) if _CONFIG.CACHE_DIR else here / "__pycache__"
+    base = Path(_CONFIG.CACHE_DIR) if _CONFIG.CACHE_DIR else sources / "__pycache__"
     return base / f"simulator-{digest.hexdigest()[:16]}"
 
 
-_CACHE_FOLDER = _cache_folder()
+_CACHE_FOLDER = cache_folder(Path(__file__).parent)
 
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:

@@ -160,7 +160,7 @@ class Replica:
     offsets: Int64
     """Sum of the offsets of the decoding requests."""
     next_end: Int64
-    """Smallest `batch_ends` of the decoding requests."""
+    """No decoding request ends before this step; a lower bound once one was preempted."""
     repeating: Int64
     """Decoding requests that decode tokens they have had before; see `Flight.known_tokens`."""
     free_blocks: Int64
@@ -172,8 +172,6 @@ class Replica:
     queue_depth: Int64
     queued_tokens: Int64
     """Tokens to prefill of the waiting requests."""
-    visible_s: Float64
-    """When the last request left the frontend."""
 
 
 class Flight:

@@ -135,7 +135,6 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.queue_tail = NO_REQUEST
     replica.queue_depth = 0
     replica.queued_tokens = 0
-    replica.visible_s = -math.inf
     base = replica.residue_base
     memory.residues[base : base + engine.block_tokens] = 0
     base = replica.worker_base

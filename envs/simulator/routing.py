@@ -118,7 +118,11 @@ def _choose(memory: Memory, engine: Engine, env: Env) -> int:
 def _pass_frontend(
     memory: Memory, engine: Engine, replica: Replica, flight: Flight, at_s: float
 ) -> None:
-    """Give the request to the worker that is free first; it enters the engine in order."""
+    """Give the request to the worker that is free first.
+
+    The engine takes its queue from the head, so a request that overtakes another in the frontend
+    still enters behind it.
+    """
     free = replica.worker_base
     for worker in range(replica.worker_base, replica.worker_base + replica.threads):
         if memory.workers[worker] < memory.workers[free]:
@@ -126,5 +130,4 @@ def _pass_frontend(
     service_s = engine.per_request_s + engine.per_token_s * flight.prompt_tokens
     service_s *= max(1.0, replica.threads / engine.cores)
     memory.workers[free] = max(at_s, memory.workers[free]) + service_s
-    replica.visible_s = max(replica.visible_s, memory.workers[free])
-    flight.visible_s = replica.visible_s
+    flight.visible_s = memory.workers[free]

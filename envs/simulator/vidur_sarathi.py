@@ -7,6 +7,9 @@ prompt's blocks are taken at admission, the watermark guards admission only, a p
 a prompt that is half done, and admission goes on in an iteration that preempted. It holds while
 batch_size_max <= chunk_tokens; then at most one request, the last of the batch, is half-way
 through its prompt at a border.
+
+With a watermark the rules can lock a replica for good: a request whose tokens nearly fill the cache
+and that is preempted late comes back with its output as prompt, and no longer fits under it.
 """
 
 from __future__ import annotations
@@ -132,7 +135,6 @@ def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Repli
         if (offset + replica.steps - 1) % engine.block_tokens == 0:
             replica.free_blocks -= 1
         position += 1
-    replica.next_end = _smallest_end(memory, replica)
 
 
 @inlined

@@ -450,11 +450,11 @@ def uniform(seed: int, stream: int, number: int) -> float:
     return ((word >> 11) + 0.5) * 2.0**-53
 
 
+def normal(seed: int, stream: int, number: int) -> float:
+    radius = math.sqrt(-2.0 * math.log(uniform(seed, stream, 2 * number)))
+    return radius * math.cos(2.0 * math.pi * uniform(seed, stream, 2 * number + 1))
+
+
 def truncated_normal(seed: int, stream: int, number: int) -> float:
-    for attempt in range(256):
-        count = 2 * (256 * number + attempt)
-        radius = math.sqrt(-2.0 * math.log(uniform(seed, stream, count)))
-        draw = radius * math.cos(2.0 * math.pi * uniform(seed, stream, count + 1))
-        if abs(draw) <= 3.0:
-            return draw
-    raise AssertionError
+    draws = (normal(seed, stream, 256 * number + attempt) for attempt in range(256))
+    return next(draw for draw in draws if abs(draw) <= 3.0)

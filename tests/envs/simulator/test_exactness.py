@@ -149,7 +149,7 @@ def assert_same_requests(fleet: Fleet, oracle: Oracle, tolerance: float = 1e-9) 
         )
 
 
-@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@hypothesis_settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(cases())
 def test_equals_the_naive_loop(case: Case) -> None:
     fleet, oracle = run_both(case)

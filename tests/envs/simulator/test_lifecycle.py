@@ -10,9 +10,9 @@ import pytest
 
 from envs.simulator import Fleet, ReplicaState
 from tests.envs.simulator import small
-from tests.envs.simulator.oracle import truncated_normal
+from tests.envs.simulator.oracle import normal, truncated_normal
 from tests.envs.simulator.small import PROFILE, Case
-from tuner.core.profile import Frontend, Startup, StepTime
+from tuner.core.profile import Frontend, KvCache, Startup, StepTime
 
 STEADY = replace(PROFILE, step_time=StepTime(base_s=0.01))
 """Every iteration takes 0.01 s."""
@@ -61,6 +61,17 @@ def test_cold_starts_follow_from_seed_and_number_alone() -> None:
         assert fleet.gauges().ready[0] == count
         fleet.advance(at_s + 1e-6)
         assert fleet.gauges().ready[0] == count + 1
+
+
+def test_a_cold_start_beyond_three_sigma_is_drawn_again() -> None:
+    seed = next(seed for seed in range(10_000) if abs(normal(seed, 1, 0)) > 3.0)
+    fleet = small.fleet(replace(cold(spread=0.3), seed=seed))
+    put(fleet, replicas=2)
+    ready_s = 10.0 * math.exp(0.3 * truncated_normal(seed, 1, 0))
+    fleet.advance(ready_s - 1e-6)
+    assert states(fleet)[1] == STARTING
+    fleet.advance(ready_s + 1e-6)
+    assert states(fleet)[1] == READY
 
 
 def test_cold_start_draws_are_truncated_and_normal() -> None:
@@ -163,6 +174,20 @@ def test_warm_up_requests_use_up_the_ramp() -> None:
     np.testing.assert_allclose(fleet.requests().ttft_s, [0.02, 0.01, 0.01, 0.01])
 
 
+def test_a_request_that_is_preempted_uses_up_the_ramp_once() -> None:
+    # Ten blocks hold one of the two at full length, so the second is preempted and admitted
+    # again, several times; the ramp of three requests still slows the third.
+    rows = [(20.0, 40, 110), (20.0, 40, 110), (40.0, 5, 1), (41.0, 5, 1)]
+    case = replace(cold(ramp=((3, 0.5),)), trace=small.trace(rows))
+    profile = replace(case.profile, kv=KvCache(block_tokens=16, blocks=10, watermark=0.0))
+    fleet = small.fleet(replace(case, profile=profile, ticks=(small.tick(replicas=0),)))
+    put(fleet, replicas=1)
+    fleet.advance(60.0)
+    seen = fleet.requests()
+    assert seen.preemptions.sum() > 3
+    np.testing.assert_allclose(seen.ttft_s[2:], [0.02, 0.01])
+
+
 def test_replicas_of_a_reset_are_past_their_ramp() -> None:
     case = replace(cold(ramp=((2, 0.1),)), trace=small.trace([(1.0, 5, 1)]))
     fleet = small.fleet(case)
@@ -183,6 +208,18 @@ def test_a_lower_cap_evicts_nobody_and_a_higher_one_holds_from_the_next_iteratio
     put(fleet, batch_size=2)
     fleet.advance(1.0)
     np.testing.assert_allclose(fleet.requests().e2e_s, [0.1, 0.5, 0.17 - 0.02])
+
+
+def test_a_cap_raised_at_the_border_of_two_iterations_misses_the_one_that_starts() -> None:
+    # Iterations of 1/128 s, exact in binary: the one from 10/128 s on has started, under the old
+    # cap, when the cap rises at 10/128 s.
+    profile = replace(PROFILE, step_time=StepTime(base_s=1 / 128))
+    rows = [(0.0, 5, 50), (0.0, 5, 1)]
+    fleet = small.fleet(Case(small.trace(rows), profile, (small.tick(batch_size=1),)))
+    fleet.advance(10 / 128)
+    put(fleet, batch_size=2)
+    fleet.advance(1.0)
+    assert fleet.requests().ttft_s[1] == 12 / 128
 
 
 def test_the_frontend_serves_in_order_with_as_many_workers_as_threads() -> None:
