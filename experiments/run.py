@@ -77,6 +77,7 @@ def run(
     )
     audit = MemoryAudit()
     outcomes: list[Outcome] = []
+    billed_s = 0.0
     end_s = trace.last_arrival_s + config.overtime_s
     for _ in ticks(
         cluster,
@@ -91,11 +92,15 @@ def run(
     ):
         assert cluster.outcome is not None
         outcomes.append(cluster.outcome)
+        if not in_a_gap(trace, audit.records[-1].observation):
+            billed_s += cluster.billed_s
         if progress is not None and len(outcomes) % 64 == 0:
             progress(min(1.0, clock.now_s() / end_s))
         if cluster.done or clock.now_s() >= end_s:
             break
-    return _result(trace, profile, policy, seed, cluster, audit, outcomes, settings or {})
+    return _result(
+        trace, profile, policy, seed, cluster, audit, outcomes, billed_s / 3600, settings or {}
+    )
 
 
 def _initial(knobs: KnobSpace, config: RunConfig, initial: Mapping[str, int]) -> KnobSettings:
@@ -113,6 +118,7 @@ def _result(
     cluster: SimulatedCluster,
     audit: MemoryAudit,
     outcomes: list[Outcome],
+    replica_hours: float,
     settings: Mapping[str, object],
 ) -> RunResult:
     requests = cluster.requests()
@@ -132,12 +138,6 @@ def _result(
         _tick_row(record.observation, record.decision, outcome)
         for record, outcome in zip(audit.records, outcomes, strict=True)
     ]
-    scored = [
-        float(outcome.replica_s[0])
-        for record, outcome in zip(audit.records, outcomes, strict=True)
-        if not in_a_gap(trace, record.observation)
-    ]
-    replica_hours = sum(scored) / 3600
     return RunResult(
         policy=policy.name,
         seed=seed,

@@ -79,9 +79,13 @@ class SimulatedCluster:
             settings=knobs.row({**knobs.defaults(), **initial})[None, :],
             keep=np.array([keep]),
         )
+        self._last_arrival_s = trace.last_arrival_s
         self._looked_s = start_s
         self.outcome: Outcome | None = None
         """What truly happened between the last two looks; None before the first."""
+        self.billed_s = 0.0
+        """Replica-seconds held between the last two looks, as far as the last arrival: what comes
+        after belongs to the end of the recording, not to the policy."""
 
     @property
     def done(self) -> bool:
@@ -94,6 +98,10 @@ class SimulatedCluster:
 
     def observe(self) -> Observation:
         now_s = self._clock.now_s()
+        self.billed_s = 0.0
+        if self._looked_s < self._last_arrival_s:
+            self._fleet.advance(np.array([min(now_s, self._last_arrival_s)]))
+            self.billed_s = float(self._fleet.replica_seconds()[0])
         self._fleet.advance(np.array([now_s]))
         seen, self.outcome = self._observed.look()
         window_s, self._looked_s = now_s - self._looked_s, now_s

@@ -177,6 +177,14 @@ class Fleet:
         telemetry.close_windows(self._memory, window)
         return window
 
+    def replica_seconds(self) -> NDArray[np.float64]:
+        """`(n,)` replica-seconds held in the present window so far; the window goes on."""
+        envs = self._memory.envs
+        held_s: NDArray[np.float64] = envs["window_replica_s"] + envs["held"] * (
+            envs["clock_s"] - envs["held_since_s"]
+        )
+        return held_s
+
     def gauges(self) -> Gauges:
         """State of every env at its time."""
         gauges = telemetry.empty_gauges(self.n, self.slots)
