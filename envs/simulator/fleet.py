@@ -55,7 +55,7 @@ class Fleet:
         router: `round_robin`, `least_pending` or `least_loaded`.
         slo: objectives that `met` and `missed` of a window count against.
         jitter: sigma of the logarithm of an iteration's random factor; 0: none.
-        record: keep every request's outcome, 32 bytes per request of the trace and env.
+        record: keep every request's outcome, 40 bytes per request of the trace and env.
         threads: of this process, to share the envs among.
 
     Raises:

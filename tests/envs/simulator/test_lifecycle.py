@@ -10,7 +10,7 @@ import pytest
 
 from envs.simulator import Fleet, ReplicaState
 from tests.envs.simulator import small
-from tests.envs.simulator.oracle import normal, truncated_normal
+from tests.envs.simulator.oracle_draws import normal, truncated_normal
 from tests.envs.simulator.small import PROFILE, Case
 from tuner.core.profile import Frontend, KvCache, Startup, StepTime
 
