@@ -1,7 +1,8 @@
 """`tuner train`: from files to a policy bundle.
 
-The base rule is tuned on the training trace first, as the rivals of a comparison are, and the fleet
-that the sweep found sizes reward and starts. What the configuration states is left as it is.
+The base rule is tuned on the training trace first, as the rivals of a comparison are. The fleet
+that the sweep found sizes reward and starts, and what the rule paid for its last avoided misses
+prices a miss. What the configuration states is left as it is.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 from rich.console import Console
 
 from envs.config import EnvConfig
+from envs.reward import RewardWeights
 from experiments.config import CompareConfig, RunConfig, SweepConfig, compare_mistakes
 from experiments.folder import git_commit, versions
 from experiments.load import read_load
 from experiments.progress import run_progress
 from experiments.run import target_knobs
 from experiments.runner import SimulationRunner
+from experiments.sweep import Sweep
 from experiments.tuning import Bench, tune
 from policies import build_policy
 from tuner.core.errors import ConfigError
@@ -39,6 +43,11 @@ SHARED = ("tick_s", "slo", "router", "jitter")
 STARTS = (0.4, 1.4)
 """Fewest and most replicas at the start of an episode, relative to the best fixed fleet: too few
 and too many must both have been seen."""
+ALLOWED = 0.5
+"""Share of the misses that the goal allows at which a miss is priced: a policy that settles on the
+goal itself would break it on every second day."""
+WORST_MISS = 0.1
+"""Misses above this share are a fleet that has collapsed; its price says nothing about the goal."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,8 @@ class TrainingFile:
     sweep: SweepConfig = field(default_factory=SweepConfig)
     """How the base rule is tuned where `train.base` gives no target."""
     train: TrainConfig = field(default_factory=TrainConfig)
-    """Training itself. Left out, `env.start_replicas`, `env.reference_replicas` and the target of
-    the base rule come from the sweep, and what `run` says too comes from there."""
+    """Training itself. Left out, the target of the base rule and in `env` start_replicas,
+    reference_replicas and weights.stability come from the sweep; what `run` says holds here too."""
 
     def problems(self) -> Iterator[str]:
         yield from compare_mistakes(CompareConfig(run=self.run, sweep=self.sweep))
@@ -128,6 +137,8 @@ class _Found:
     """Of the base rule, output tokens/s per replica."""
     reference_replicas: float
     start_replicas: tuple[int, int]
+    stability: float
+    """Price of a miss."""
 
 
 def _stated(request: TrainRequest) -> dict[str, Any]:
@@ -168,6 +179,7 @@ def _filled(stated: Mapping[str, Any], found: _Found) -> dict[str, Any]:
     env = _section(filled, "train", "env")
     env.setdefault("reference_replicas", found.reference_replicas)
     env.setdefault("start_replicas", list(found.start_replicas))
+    _section(env, "weights").setdefault("stability", found.stability)
     base = _section(filled, "train", "base")
     base.setdefault("policy", "hpa")
     if base["policy"] == "hpa":
@@ -203,7 +215,35 @@ def _found_by_sweep(
             max(1, round(STARTS[0] * count)),
             min(most, max(round(STARTS[1] * count), 2)),
         ),
+        stability=miss_price(tuning.sweeps.get("hpa"), trace, count),
     )
+
+
+def miss_price(sweep: Sweep | None, trace: Trace, reference: float) -> float:
+    """What one share of missed requests is worth, in reference fleets, where the goal is met.
+
+    The slope of the base rule's own curve: over the targets tried, misses fall about exponentially
+    with the replicas that they cost, so the price of the last avoided miss at a share m is
+    1 / (rate x m). With another profile or load the same number of replicas buys a hundred times as
+    many misses; a fixed weight would teach to break the goal here and to waste there.
+
+    Args:
+        sweep: of the base rule; None where its target was given.
+        trace: what it ran on.
+        reference: replicas of the reference fleet.
+    """
+    points = [] if sweep is None else sweep.points
+    hours = max(trace.last_arrival_s, 1.0) / 3600
+    held = np.array([point.figures.replica_hours / hours for point in points])
+    missed = np.array([1 - point.figures.slo_attainment for point in points])
+    near = (missed > 0) & (missed <= WORST_MISS)
+    if sweep is None or near.sum() < 3:
+        return RewardWeights.stability
+    rate = -float(np.polyfit(held[near], np.log(missed[near]), 1)[0])
+    allowed = ALLOWED * (1 - sweep.goal)
+    if not (rate > 0 and allowed > 0):
+        return RewardWeights.stability
+    return round(1 / (reference * allowed * rate), 3)
 
 
 def _found_before(out: Path) -> _Found:
@@ -214,6 +254,7 @@ def _found_before(out: Path) -> _Found:
         target=config["base"]["options"].get("target", 0.0),
         reference_replicas=config["env"]["reference_replicas"],
         start_replicas=(low, high),
+        stability=config["env"]["weights"]["stability"],
     )
 
 

@@ -173,7 +173,7 @@ def test_prints_what_it_does(tmp_path: Path) -> None:
     text = console.export_text()
     assert "base rule alone: reward" in text
     assert "after 256 steps: reward" in text
-    assert "on unseen scenarios" in text
+    assert "base rule on load that was held out: reward" in text
 
 
 def test_logs_to_tensorboard(first: Path) -> None:

@@ -315,7 +315,7 @@ class _Run:
         results = Results(
             chosen_step=last.best.step if better else 0,
             beats_base=better,
-            verdict=_verdict(better, last, policy.score, base.score, interval),
+            verdict=_verdict(better, last, policy.score, base.score, interval, self._unseen),
             scenarios=self.config.validation.confirm_scenarios,
             policy=policy.score,
             base=base.score,
@@ -340,6 +340,13 @@ class _Run:
     def updates(self) -> int:
         """Updates in all."""
         return -(-self.config.ppo.steps // self.update_steps)
+
+    @property
+    def _unseen(self) -> str:
+        """What the scenarios of the last word are made of."""
+        if self.validation.trace is self.training.trace:
+            return "other draws of the training load"
+        return "load that was held out"
 
     def _seed(self, purpose: _Purpose, number: int = 0) -> int:
         state = np.random.SeedSequence((self.config.seed, purpose, number)).generate_state(1)
@@ -480,7 +487,12 @@ def _log_scores(logger: Logger, found: Score, state: Checkpoint) -> None:
 
 
 def _verdict(
-    better: bool, last: Checkpoint, policy: Score, base: Score, interval: tuple[float, float]
+    better: bool,
+    last: Checkpoint,
+    policy: Score,
+    base: Score,
+    interval: tuple[float, float],
+    unseen: str,
 ) -> str:
     """What training came to, in a sentence."""
     low, high = interval
@@ -493,11 +505,10 @@ def _verdict(
     assert last.best is not None
     if not better:
         return (
-            f"PPO did not beat its base rule on unseen scenarios: {figures}; "
+            f"PPO did not beat its base rule on {unseen}: {figures}; "
             "the bundle holds the base rule alone, factor 1"
         )
     luck = "" if low > 0 else "; the interval contains 0, so this may be luck"
     return (
-        f"the network of step {last.best.step:,} beats its base rule on unseen scenarios: "
-        f"{figures}{luck}"
+        f"the network of step {last.best.step:,} beats its base rule on {unseen}: {figures}{luck}"
     )
