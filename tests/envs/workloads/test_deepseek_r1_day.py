@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from itertools import pairwise
 
 import numpy as np
@@ -98,9 +97,3 @@ def test_the_second_day_repeats_the_shape_of_the_first() -> None:
     by_hour = np.bincount((chat // 3600).astype(int), minlength=48)
     night, day = by_hour[[4, 5, 28, 29]], by_hour[[15, 16, 39, 40]]
     assert day.min() > night.max()
-
-
-def test_a_day_is_drawn_in_seconds() -> None:
-    start_s = time.process_time()
-    generate(hours=24, seed=0)
-    assert time.process_time() - start_s < 2
