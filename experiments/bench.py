@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -27,7 +28,11 @@ from tuner.core.errors import ConfigError, InputError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 from tuner.data import load_profile, read_trace
+from tuner.data.bundles import BaseRule, Code
 from tuner.guardrails import default_guardrails
+
+if TYPE_CHECKING:
+    from tuner.train.config import TrainConfig
 
 EXIT_INPUT = 2
 TICK_S = 15.0
@@ -225,6 +230,64 @@ def _measure_env(options: argparse.Namespace) -> Figures:
     )
 
 
+def measure_train(
+    trace: Trace, profile: ServingProfile, *, replicas: int, config: TrainConfig, updates: int
+) -> Figures:
+    """Steps per CPU second of PPO end to end: simulation, guardrails, network and updates."""
+    # Imported here: the other parts do not need PyTorch.
+    from tuner.train.ppo import Inputs
+    from tuner.train.throughput import throughput
+
+    inputs = Inputs(
+        trace=trace,
+        profile=profile,
+        knobs=target_knobs(profile, max_replicas=2 * replicas),
+        guardrails=default_guardrails(),
+        code=Code(commit=None, versions={}),
+    )
+    found = throughput(inputs, config, updates)
+    return {
+        "steps_per_cpu_s": found.steps / found.cpu_s,
+        "update_steps_per_cpu_s": found.steps / found.update_cpu_s,
+        "update_share": found.update_cpu_s / found.cpu_s,
+        "steps": found.steps,
+        "cpu_s": found.cpu_s,
+        "config": {
+            "trace": trace.name,
+            "requests_per_s": len(trace) / trace.last_arrival_s,
+            "profile": profile.name,
+            "replicas": replicas,
+            "updates": updates,
+            **config.section,
+        },
+    }
+
+
+def _add_train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--trace", help="Parquet file (generated: Poisson, 10 requests/s)")
+    parser.add_argument("--profile", default="reference-affine", help="(reference-affine)")
+    parser.add_argument("--replicas", type=int, default=8, help="replicas at the mean load (8)")
+    parser.add_argument("--envs", type=int, default=256, help="environments (256)")
+    parser.add_argument("--updates", type=int, default=3, help="measured updates (3)")
+
+
+def _measure_train(options: argparse.Namespace) -> Figures:
+    from tuner.train.config import PpoConfig, TrainConfig
+
+    _check_positive(options, "replicas", "envs", "updates")
+    trace = read_trace(options.trace) if options.trace else poisson_load(10.0, 12 * 3600.0, 0)
+    tokens_per_s = float(trace.output_tokens.sum(dtype=np.int64)) / trace.last_arrival_s
+    config = TrainConfig(
+        base=BaseRule("hpa", {"target": tokens_per_s / options.replicas}),
+        ppo=PpoConfig(envs=options.envs),
+        env=EnvConfig(tick_s=TICK_S, start_replicas=(options.replicas, options.replicas)),
+    )
+    profile = load_profile(options.profile)
+    return measure_train(
+        trace, profile, replicas=options.replicas, config=config, updates=options.updates
+    )
+
+
 def _check_positive(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
@@ -236,6 +299,7 @@ BENCHES: dict[str, Bench] = {
         "requests simulated per CPU second", _add_simulator_options, _measure_simulator
     ),
     "env": Bench("environment steps per CPU second", _add_env_options, _measure_env),
+    "train": Bench("PPO steps per CPU second, end to end", _add_train_options, _measure_train),
 }
 
 if __name__ == "__main__":

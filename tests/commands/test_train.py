@@ -22,6 +22,7 @@ sweep: {static_counts: [2, 4], hpa_targets: [200.0, 300.0]}
 train:
   ppo: {rollout_ticks: 16, minibatch_size: 64, epochs: 2, hidden: [16, 16]}
   env: {episode_ticks: 24}
+  warm_up_ticks: 4
   validation: {scenarios: 3, confirm_scenarios: 3, every_updates: 2}
 """
 

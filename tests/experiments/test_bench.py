@@ -57,3 +57,13 @@ def test_refuses_to_measure_nothing(
 def test_says_which_file_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(["simulator", "--trace", "no.parquet", "--profile", "no.yaml"]) == 2
     assert "no.parquet" in capsys.readouterr().err
+
+
+def test_measures_training_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["train", "--replicas", "1", "--envs", "2", "--updates", "1"]
+    assert bench.main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    steps = 2 * figures["config"]["ppo"]["rollout_ticks"]
+    assert figures["steps"] == steps
+    assert figures["steps_per_cpu_s"] == pytest.approx(steps / figures["cpu_s"])
+    assert 0 < figures["update_share"] < 1

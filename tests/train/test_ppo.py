@@ -151,8 +151,8 @@ def test_where_no_network_is_better_the_base_rule_is_shipped_and_named(
     out = tmp_path / "small-0.3.0"
     real = ppo.evaluate
 
-    def worse(env: object, act: object, seed: int) -> object:
-        found = real(env, act, seed)  # type: ignore[arg-type]
+    def worse(env: object, act: object, seed: int, warm_up_ticks: int) -> object:
+        found = real(env, act, seed, warm_up_ticks)  # type: ignore[arg-type]
         trained_one = getattr(act, "__self__", None) is not None
         return ppo.replace(found, rewards=found.rewards - 9.0) if trained_one else found
 
@@ -221,6 +221,11 @@ def test_refuses_a_trace_too_short_for_episodes(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"\(validation part\) spans .* expected at least 315 s"):
         train(inputs(seconds=700.0), CONFIG, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_episodes_that_are_over_with_the_warm_up(tmp_path: Path) -> None:
+    with pytest.raises(TraceError, match=r"gives episodes of 24 ticks; expected at least 40"):
+        train(inputs(), ppo.replace(CONFIG, warm_up_ticks=20), tmp_path / "x")
 
 
 def test_refuses_a_head_that_the_profile_pins(tmp_path: Path) -> None:

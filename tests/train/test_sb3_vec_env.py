@@ -54,6 +54,15 @@ def test_a_seed_reaches_the_next_reset_only() -> None:
     assert echo.seeds == [7, None]
 
 
+def test_a_reset_lets_action_0_run_first_and_counts_none_of_it() -> None:
+    echo = Echo()
+    face = Sb3VecEnv(echo, warm_up_ticks=2)
+    observation = face.reset()
+    assert observation.tolist() == [[0, 2], [1, 2], [2, 2]]
+    assert all((actions == 0).all() for actions in echo.actions)
+    assert face.tally == Tally()
+
+
 def test_refuses_another_autoreset_mode() -> None:
     echo = Echo()
     echo.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}

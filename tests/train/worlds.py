@@ -25,6 +25,7 @@ CONFIG = TrainConfig(
     ),
     codec=CodecConfig(time_of_day=False),
     env=worlds.config(episode_ticks=24),
+    warm_up_ticks=4,
     validation=ValidationConfig(scenarios=3, confirm_scenarios=3, every_updates=4, share=0.3),
 )
 

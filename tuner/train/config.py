@@ -81,8 +81,9 @@ class ValidationConfig:
     trace of four days or more, else 0, because the end of a day is not like the rest of it."""
     scenarios: int = 16
     """Episodes of one evaluation; the same ones each time, so that differences are paired."""
-    every_updates: int = 5
-    """Updates between two evaluations. Each is followed by a checkpoint and new episodes."""
+    every_updates: int = 7
+    """Updates between two evaluations. Each is followed by a checkpoint and new episodes, so with
+    warm-up and rollouts a stretch should be about one episode."""
     confirm_scenarios: int = 32
     """Episodes, none of them used before, on which the best network meets the base rule once."""
 
@@ -109,6 +110,10 @@ class TrainConfig:
     """Heads and features; tick and objectives are taken from `env`."""
     env: EnvConfig = field(default_factory=EnvConfig)
     """Scenario family and reward."""
+    warm_up_ticks: int = 64
+    """Ticks at the start of a stretch of training, or of an evaluation, that the base rule runs and
+    nobody learns from or counts: two cold starts. Misses of a fleet that was drawn too small are
+    nobody's fault, come all at once, and would drown all others."""
     validation: ValidationConfig = field(default_factory=ValidationConfig)
 
     @property
@@ -132,6 +137,8 @@ class TrainConfig:
         """One sentence per value out of range or at odds with another."""
         if not 0 <= self.seed < 2**31:
             yield f"seed is {self.seed}; expected 0 to {2**31 - 1}"
+        if self.warm_up_ticks < 0:
+            yield f"warm_up_ticks is {self.warm_up_ticks}; expected at least 0"
         yield from self.ppo.problems()
         yield from self.validation.problems()
         try:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from envs.vector_env import VectorServingEnv
 from tuner.core.protocols import FloatArray
 from tuner.data.bundles import Score
-from tuner.train.sb3_vec_env import RewardMap
+from tuner.train.sb3_vec_env import RewardMap, warmed_up
 
 Act = Callable[[NDArray[np.float32]], NDArray[np.floating]]
 """Features `(n, features)` to actions `(n, knobs)`."""
@@ -52,20 +52,24 @@ class Evaluation:
 
 def base_rule(env: VectorServingEnv) -> Act:
     """Action 0 everywhere: what the base rule's need says, with factor 1."""
-    knobs = env.single_action_space.shape
+    knobs = len(env.codec.knobs.specs)
 
     def act(features: NDArray[np.float32]) -> NDArray[np.floating]:
-        return np.zeros((len(features), *(knobs or ())), dtype=np.float32)
+        return np.zeros((len(features), knobs), dtype=np.float32)
 
     return act
 
 
-def evaluate(env: VectorServingEnv, act: Act, seed: int) -> Evaluation:
-    """Run every target through the first episode of `seed`."""
-    ticks, n = env.config.episode_ticks, env.num_envs
+def evaluate(env: VectorServingEnv, act: Act, seed: int, warm_up_ticks: int) -> Evaluation:
+    """Run every target through the first episode of `seed`.
+
+    The base rule runs the first `warm_up_ticks`, so that all policies begin with the same fleet.
+    """
+    ticks, n = env.config.episode_ticks - warm_up_ticks, env.num_envs
     rewards = np.zeros((ticks, n))
     met, missed, held_s = (np.zeros(n) for _ in range(3))
     features, _ = env.reset(seed=seed)
+    features = warmed_up(env, features, warm_up_ticks)
     for tick in range(ticks):
         action = np.asarray(act(features), dtype=np.float64)
         features, rewards[tick], _, _, infos = env.step(action)

@@ -27,6 +27,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.logger import Logger, configure
 from stable_baselines3.common.utils import set_random_seed
 
+from envs.vector_env import VectorServingEnv
 from policies import build_policy
 from policies.codec import Codec
 from policies.learned import codec_section, feature_ranges
@@ -53,7 +54,7 @@ from tuner.train.bundle import check_place, export, write_bundle
 from tuner.train.checkpoint import Candidate, Checkpoint
 from tuner.train.config import TrainConfig
 from tuner.train.digests import profile_digest, trace_digest
-from tuner.train.evaluation import base_rule, evaluate, paired_ci95, reward_map
+from tuner.train.evaluation import Act, Evaluation, base_rule, evaluate, paired_ci95, reward_map
 from tuner.train.network import ActionNetwork, policy_arguments, start_at_base_rule
 from tuner.train.progress import Display, score_figures
 from tuner.train.sb3_vec_env import Sb3VecEnv, Tally
@@ -139,7 +140,7 @@ def train(
     place = Place(out)
     # More threads cost several times the CPU per gradient step of so small a network.
     torch.set_num_threads(1)
-    run = _Run.prepare(inputs, config, place, threads)
+    run = Run.prepare(inputs, config, place, threads)
     start = checkpoints.load(place.checkpoint) if resume else None
     if start is not None:
         checkpoints.check_same_run(place.checkpoint, start.inputs, run.identity)
@@ -181,7 +182,7 @@ def started_with(out: Path) -> Section:
 
 
 @dataclass(frozen=True)
-class _Run:
+class Run:
     """One training run with all that is made from its inputs."""
 
     inputs: Inputs
@@ -193,7 +194,7 @@ class _Run:
     identity: Section
 
     @classmethod
-    def prepare(cls, inputs: Inputs, config: TrainConfig, place: Place, threads: int) -> _Run:
+    def prepare(cls, inputs: Inputs, config: TrainConfig, place: Place, threads: int) -> Run:
         base = build_policy(
             config.base.policy, config.base.options, inputs.knobs, tick_s=config.env.tick_s
         )
@@ -237,8 +238,8 @@ class _Run:
     # The story ---------------------------------------------------------------------------------
 
     def train(self, start: Checkpoint | None, display: Display) -> Manifest:
-        face = Sb3VecEnv(self.training.env(self.config.ppo.envs))
-        model = self._model(face)
+        face = self.face()
+        model = self.model(face)
         if start is None:
             start = self._first(model, display)
         else:
@@ -261,7 +262,7 @@ class _Run:
         """Training before its first update."""
         display.doing("measuring the base rule")
         env = self.validation.env(self.config.validation.scenarios)
-        base = evaluate(env, base_rule(env), self._seed(_Purpose.VALIDATION))
+        base = self._evaluate(env, base_rule(env), _Purpose.VALIDATION)
         display.line(f"base rule alone: {score_figures(base.score)}")
         return Checkpoint(
             inputs=self.identity,
@@ -293,7 +294,7 @@ class _Run:
 
             display.doing("evaluating")
             network = self._network(model)
-            found = evaluate(env, network.act, self._seed(_Purpose.VALIDATION)).score
+            found = self._evaluate(env, network.act, _Purpose.VALIDATION).score
             watcher.candidate(found)
             checkpoints.save(self.place.checkpoint, watcher.state)
             _log_scores(model.logger, found, watcher.state)
@@ -307,8 +308,8 @@ class _Run:
         model.policy.load_state_dict(last.best.network)
         trained = self._network(model)
         env = self.validation.env(self.config.validation.confirm_scenarios)
-        seed = self._seed(_Purpose.CONFIRMATION)
-        policy, base = evaluate(env, trained.act, seed), evaluate(env, base_rule(env), seed)
+        policy = self._evaluate(env, trained.act, _Purpose.CONFIRMATION)
+        base = self._evaluate(env, base_rule(env), _Purpose.CONFIRMATION)
         difference = policy.reward - base.reward
         better = bool(difference.mean() > 0 and last.best.score.reward > last.base.reward)
         interval = paired_ci95(difference, self._seed(_Purpose.BOOTSTRAP))
@@ -352,7 +353,16 @@ class _Run:
         state = np.random.SeedSequence((self.config.seed, purpose, number)).generate_state(1)
         return int(state[0])
 
-    def _model(self, face: Sb3VecEnv) -> PPO:
+    def face(self) -> Sb3VecEnv:
+        """The training environments as stable-baselines3 sees them."""
+        env = self.training.env(self.config.ppo.envs)
+        return Sb3VecEnv(env, warm_up_ticks=self.config.warm_up_ticks)
+
+    def _evaluate(self, env: VectorServingEnv, act: Act, purpose: _Purpose) -> Evaluation:
+        return evaluate(env, act, self._seed(purpose), self.config.warm_up_ticks)
+
+    def model(self, face: Sb3VecEnv) -> PPO:
+        """PPO before its first update: every action 0."""
         ppo = self.config.ppo
         model = PPO(
             "MlpPolicy",

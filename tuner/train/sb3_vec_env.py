@@ -52,6 +52,18 @@ class Tally:
         return self.met / decided if decided else float("nan")
 
 
+def warmed_up(
+    env: VectorEnv[Any, Any, Any], features: NDArray[np.float32], ticks: int
+) -> NDArray[np.float32]:
+    """What is seen after so many ticks of action 0: of the base rule alone."""
+    shape = env.single_action_space.shape
+    assert shape is not None
+    still = np.zeros((env.num_envs, *shape), dtype=np.float32)
+    for _ in range(ticks):
+        features, *_ = env.step(still)
+    return features
+
+
 class Sb3VecEnv(VecEnv):
     """Shows a gymnasium vector environment to stable-baselines3.
 
@@ -61,9 +73,15 @@ class Sb3VecEnv(VecEnv):
     Args:
         env: with SAME_STEP autoreset and infos `met`, `missed`, `replica_s` as arrays.
         rewards: how rewards are shown.
+        warm_up_ticks: ticks after a reset that action 0 runs and nobody sees.
     """
 
-    def __init__(self, env: VectorEnv[Any, Any, Any], rewards: RewardMap | None = None) -> None:
+    def __init__(
+        self,
+        env: VectorEnv[Any, Any, Any],
+        rewards: RewardMap | None = None,
+        warm_up_ticks: int = 0,
+    ) -> None:
         mode = env.metadata.get("autoreset_mode")
         if mode is not AutoresetMode.SAME_STEP:
             raise ValueError(f"autoreset mode is {mode}; expected SAME_STEP")
@@ -74,6 +92,7 @@ class Sb3VecEnv(VecEnv):
         self.env = env  # first: the base class asks it for its render mode
         super().__init__(env.num_envs, env.single_observation_space, shown)
         self.rewards = rewards or RewardMap()
+        self._warm_up_ticks = warm_up_ticks
         self.tally = Tally()
         self._actions = np.zeros((env.num_envs, *space.shape), dtype=np.float32)
         self._pending_seed: int | None = None
@@ -86,8 +105,7 @@ class Sb3VecEnv(VecEnv):
     def reset(self) -> VecEnvObs:
         observation, _ = self.env.reset(seed=self._pending_seed)
         self._pending_seed = None
-        features: NDArray[np.float32] = observation
-        return features
+        return warmed_up(self.env, observation, self._warm_up_ticks)
 
     def step_async(self, actions: NDArray[np.float32]) -> None:
         self._actions[:, self._moves] = actions

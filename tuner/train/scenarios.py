@@ -92,7 +92,12 @@ def parts(trace: Trace, config: TrainConfig) -> tuple[Trace, Trace]:
         share = HELD_OUT if span_s >= ENOUGH_DAYS * DAY_S else 0.0
     learn, hold_out = split(trace, share)
     for part in (learn, hold_out):
-        episode_ticks(part, config.env)
+        ticks = episode_ticks(part, config.env)
+        if ticks < config.warm_up_ticks + LEAST_TICKS:
+            raise TraceError(
+                f"{part.name} gives episodes of {ticks} ticks; expected at least "
+                f"{config.warm_up_ticks + LEAST_TICKS}, warm_up_ticks and {LEAST_TICKS} more"
+            )
     return learn, hold_out
 
 
