@@ -7,6 +7,8 @@ from itertools import islice
 
 import pytest
 
+from tests.control import golden
+from tests.envs import worlds
 from tuner.control.loop import ticks
 from tuner.control.replay import read_records, replay, write_records
 from tuner.core.audit import MemoryAudit
@@ -143,3 +145,29 @@ def test_a_broken_recording_is_named_with_its_line(tmp_path):
     path.write_text('{"mode": "shadow"}\n{"mode": \n')
     with pytest.raises(InputError, match=r"ticks\.jsonl: line 2 is not JSON"):
         read_records(path)
+
+
+def test_the_golden_trace_gives_the_decisions_that_are_recorded_with_it():
+    recorded = read_records(golden.FILE)
+    again = replay(
+        recorded, worlds.knobs(), golden.policy(), default_guardrails(), golden.fallback()
+    )
+    assert len(again) == golden.TICKS
+    for mine, theirs in zip(again, recorded, strict=True):
+        decision, was = mine.to_json()["decision"], theirs["decision"]
+        # Settings and reasons to the letter; what policies remember is arithmetic on floats, whose
+        # last bits are the processor's.
+        assert {k: v for k, v in decision.items() if k not in _REMEMBERING} == {
+            k: v for k, v in was.items() if k not in _REMEMBERING
+        }
+        for key in _REMEMBERING:
+            assert _memory(decision[key]) == pytest.approx(_memory(was[key]), nan_ok=True)
+
+
+_REMEMBERING = ("proposal", "fallback")
+
+
+def _memory(proposal: dict | None) -> list[float]:
+    if proposal is None:
+        return []
+    return [float("nan") if value is None else value for value in proposal["memory"]]
