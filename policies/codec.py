@@ -230,9 +230,9 @@ class CodecConfig:
     """What TTFT features are relative to, s."""
     tpot_objective_s: float = Slo.tpot_s
     """What TPOT features are relative to, s/token."""
-    time_of_day: bool = True
-    """Whether the network sees the clock. Turn it off where the training trace is shorter than a
-    few days or its clock is not the target's: one day of time stamps can be learned by heart."""
+    time_of_day: bool = False
+    """Whether the network sees the clock. For traces of many days whose clock is the target's: the
+    time stamps of a single day would only be learned by heart."""
 
     def __post_init__(self) -> None:
         if self.replica_action not in ("factor", "step"):

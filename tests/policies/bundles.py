@@ -36,7 +36,8 @@ BASE = BaseRule("hpa", {"target": 150.0})
 
 
 def codec(**config: object) -> Codec:
-    return worlds.codec(worlds.knobs(), **config)
+    """With every feature there is."""
+    return worlds.codec(worlds.knobs(), **{"time_of_day": True, **config})
 
 
 def linear_network(inputs: int, outputs: int, weight: float = 0.1, bias: float = 0.0) -> bytes:

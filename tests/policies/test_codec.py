@@ -334,14 +334,18 @@ def test_ages_of_starting_replicas_are_seen_and_those_of_others_are_not() -> Non
     assert feature(codec, features, "starting_youngest") == 0.5
 
 
-def test_the_clock_can_be_hidden() -> None:
-    codec = Codec(KNOBS, TokenRule(), CodecConfig(time_of_day=False))
+@pytest.mark.parametrize("seen", [True, False])
+def test_the_clock_is_seen_only_where_asked_for(seen: bool) -> None:
+    codec = Codec(KNOBS, TokenRule(), CodecConfig(time_of_day=seen))
     early, late = (
         codec.observe(observed(at_s=at_s, qps=1.0), codec.empty_memory(1)).features
-        for at_s in (0.0, 20_000.0)
+        for at_s in (0.0, 21_600.0)
     )
-    assert early.shape == (1, len(FEATURES) - 2)
-    assert np.array_equal(early, late)
+    assert early.shape == (1, len(FEATURES) - (0 if seen else 2))
+    assert np.array_equal(early, late) is not seen
+    if seen:
+        assert feature(codec, late, "day_sin") == pytest.approx(1.0)
+        assert feature(codec, early, "day_cos") == 1.0
 
 
 ANYTHING = st.one_of(st.floats(allow_nan=True, allow_infinity=True), st.just(np.nan))
@@ -379,7 +383,11 @@ def ticks_of_anything(draw: st.DrawFn) -> list[ObservationArrays]:
 def test_any_observation_gives_numbers_in_range_and_settings_in_bounds(
     ticks: list[ObservationArrays], actions: np.ndarray, style: str
 ) -> None:
-    config = CodecConfig(replica_action=style, move=KNOBS.names)  # type: ignore[arg-type]
+    config = CodecConfig(
+        replica_action=style,  # type: ignore[arg-type]
+        move=KNOBS.names,
+        time_of_day=True,
+    )
     codec = Codec(KNOBS, TokenRule(), config)
     memory = codec.empty_memory(2)
     for now, action in zip(ticks, actions, strict=True):
@@ -399,7 +407,7 @@ def test_any_observation_gives_numbers_in_range_and_settings_in_bounds(
 
 
 def test_a_batch_is_many_batches_of_one_to_the_bit() -> None:
-    codec = Codec(KNOBS, TokenRule(), CodecConfig(move=KNOBS.names))
+    codec = Codec(KNOBS, TokenRule(), CodecConfig(move=KNOBS.names, time_of_day=True))
     rng = np.random.default_rng(5)
     n = 37
     together, apart = codec.empty_memory(n), [codec.empty_memory(1) for _ in range(n)]

@@ -10,7 +10,6 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from policies.codec import CodecConfig
 from tests.envs import worlds
 from tuner.core.decision import Guardrails
 from tuner.data.bundles import BaseRule, Code, Manifest
@@ -23,7 +22,6 @@ CONFIG = TrainConfig(
     ppo=PpoConfig(
         steps=8 * 16 * 8, envs=8, rollout_ticks=16, minibatch_size=64, epochs=2, hidden=(16, 16)
     ),
-    codec=CodecConfig(time_of_day=False),
     env=worlds.config(episode_ticks=24),
     warm_up_ticks=4,
     validation=ValidationConfig(scenarios=3, confirm_scenarios=3, every_updates=4, share=0.3),

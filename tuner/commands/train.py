@@ -37,7 +37,9 @@ def command(
         Path | None,
         typer.Option(help="YAML: run (objectives, guardrails, ...), sweep, train (PPO, reward)."),
     ] = None,
-    envs: Annotated[int | None, typer.Option(help="Simulated targets side by side.", min=1)] = None,
+    envs: Annotated[
+        int | None, typer.Option(help="Simulated targets side by side. (default 64)", min=1)
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(help="Cores to use; the result does not depend on it. (default all)", min=1),

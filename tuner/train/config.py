@@ -20,22 +20,24 @@ class PpoConfig:
 
     steps: int = 400_000
     """Environment steps in all, rounded up to whole updates."""
-    envs: int = 256
-    """Simulated targets side by side. The simulation costs the same per step for any number; many
-    make the network's part cheap and the load of a batch diverse."""
-    rollout_ticks: int = 64
+    envs: int = 64
+    """Simulated targets side by side. The simulation costs the same per step for any number; with
+    more the network's part is cheaper still, but the same steps give fewer updates: on the
+    DeepSeek-R1 day 400 k steps of 64 came as far as 600 k of 256."""
+    rollout_ticks: int = 128
     """Ticks of each target between two updates; several times the reach of gae_lambda x gamma."""
-    minibatch_size: int = 4096
+    minibatch_size: int = 2048
     """Transitions of one gradient step, at most all of an update. Misses come in a few jumps a day:
     a small batch holds none of them."""
     epochs: int = 6
     """Passes over the transitions of an update."""
     learning_rate: float = 1e-3
     """Of Adam at the start; falls linearly to 0 at the last step."""
-    gamma: float = 0.98
-    """Discount per tick: at 15 s the horizon is 12.5 minutes, a cold start and its clean-up."""
-    gae_lambda: float = 0.95
-    """Decay of advantage estimates."""
+    gamma: float = 0.99
+    """Discount per tick: at 15 s the horizon is 25 minutes. What a replica is worth shows a whole
+    cold start after it is paid for; a shorter sight teaches to save."""
+    gae_lambda: float = 0.98
+    """Decay of advantage estimates: with gamma a reach of 33 ticks, one cold start."""
     clip_range: float = 0.2
     """Largest change of a probability ratio that pays."""
     target_kl: float = 0.03
@@ -79,12 +81,13 @@ class ValidationConfig:
     """Share (0-1) of the trace's span, its end, that is held out for validation. 0: validation runs
     on the training load with other draws, and says nothing about other load. None: a quarter of a
     trace of four days or more, else 0, because the end of a day is not like the rest of it."""
-    scenarios: int = 16
-    """Episodes of one evaluation; the same ones each time, so that differences are paired."""
+    scenarios: int = 24
+    """Episodes of one evaluation; the same ones each time, so that differences are paired. They
+    differ among each other far more than policies do: a few hold all the surges."""
     every_updates: int = 7
     """Updates between two evaluations. Each is followed by a checkpoint and new episodes, so with
     warm-up and rollouts a stretch should be about one episode."""
-    confirm_scenarios: int = 32
+    confirm_scenarios: int = 48
     """Episodes, none of them used before, on which the best network meets the base rule once."""
 
     def problems(self) -> Iterator[str]:
