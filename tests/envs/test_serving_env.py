@@ -58,7 +58,7 @@ def test_the_documented_action_table_is_the_action_space():
 
 def test_the_documented_feature_table_is_the_observation_space():
     documented = table(codec_module.__doc__, first_column=0)
-    env = serving_env()
+    env = serving_env(time_of_day=True)
     assert len(documented) == env.observation_space.shape[0]
     for column, (low, high) in enumerate(documented.values()):
         assert env.observation_space.low[column] == np.float32(low)
