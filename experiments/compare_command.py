@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +13,7 @@ from rich.console import Console
 from experiments.compare import compare, named_policies
 from experiments.comparison import Comparison, comparison_summary
 from experiments.config import CompareConfig, compare_mistakes, load_compare_config
+from experiments.fanout import cores
 from experiments.folder import provenance, result_folder, write_json
 from experiments.job import OptionValue
 from experiments.load import read_load
@@ -72,7 +72,7 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
                 overrides=overrides,
                 train_trace=train,
                 baseline=request.baseline,
-                jobs=request.jobs or _cores(),
+                jobs=request.jobs or cores(),
                 watch=watch,
             )
         run = provenance(
@@ -125,10 +125,3 @@ def _config(request: CompareRequest) -> CompareConfig:
     if mistakes:
         raise ConfigError("\n".join(mistakes))
     return config
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

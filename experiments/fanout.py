@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -39,6 +40,13 @@ def silent(label: str, share: float) -> None:
 
 POLL_S = 0.25
 """How often the progress of other processes is read: as often as a terminal is redrawn."""
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def fan_out(tasks: Sequence[Task[R]], jobs: int, watch: Watch = silent) -> list[R]:

@@ -7,7 +7,6 @@ prices a miss. What the configuration states is left as it is.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from rich.console import Console
 from envs.config import EnvConfig
 from envs.reward import RewardWeights
 from experiments.config import CompareConfig, RunConfig, SweepConfig, compare_mistakes
+from experiments.fanout import cores
 from experiments.folder import git_commit, versions
 from experiments.load import read_load
 from experiments.progress import run_progress
@@ -107,7 +107,7 @@ def train_to_bundle(request: TrainRequest, *, console: Console) -> Manifest:
     parts(trace, file.train)
     base = file.train.base
     build_policy(base.policy, base.options, knobs, tick_s=file.run.tick_s)
-    jobs = request.jobs or _cores()
+    jobs = request.jobs or cores()
     if request.resume:
         found = _found_before(request.out)
     else:
@@ -274,10 +274,3 @@ def _copied(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _copied(inner) for key, inner in value.items()}
     return [_copied(inner) for inner in value] if isinstance(value, list) else value
-
-
-def _cores() -> int:
-    """Cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
