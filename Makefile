@@ -34,7 +34,6 @@ test: setup ## lint, types, import contracts and all tests
 	@$(BIN)/ruff format --check -q .
 	@$(BIN)/ruff check -q .
 	@$(BIN)/python -m mypy
-	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 clean: ## remove ./.venv and what the commands made

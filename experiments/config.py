@@ -12,11 +12,16 @@ from tuner.core.decision import Guardrails
 from tuner.core.errors import ConfigError
 from tuner.core.protocols import Limit, Trip
 from tuner.core.slo import Slo
+from tuner.core.trace import LONGEST_S
 from tuner.data.strict import build, parse_yaml, read_text
 from tuner.guardrails import LIMITS, TRIPS, MaxDelta, StaleMetrics
 from tuner.guardrails.max_delta import DEFAULT_STEPS, Step
 from tuner.knobs import KNOBS
 
+LARGEST_JITTER = 2.0
+LONGEST_TICK_S = 86_400.0
+MOST_REPLICAS = 10_000
+"""Beyond these a value is a slip, and a simulation of it would take the machine down."""
 Router = Literal["round_robin", "least_pending", "least_loaded"]
 
 
@@ -136,16 +141,21 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
     above_0: dict[str, float | None] = {
         "slo.ttft_s": config.slo.ttft_s,
         "slo.tpot_s": config.slo.tpot_s,
-        "tick_s": config.tick_s,
         "fallback_target": config.fallback_target,
         "guardrails.max_age_s": config.guardrails.max_age_s,
     }
     for path, value in above_0.items():
         if value is not None and not value > 0:
             yield f"{prefix}{path} is {value}; expected above 0"
-    for path, value in {"jitter": config.jitter, "overtime_s": config.overtime_s}.items():
-        if value < 0:
-            yield f"{prefix}{path} is {value}; expected at least 0"
+    for path, value, most in (
+        ("jitter", config.jitter, LARGEST_JITTER),
+        ("overtime_s", config.overtime_s, LONGEST_S),
+        ("max_replicas", config.max_replicas, MOST_REPLICAS),
+    ):
+        if not 0 <= value <= most:
+            yield f"{prefix}{path} is {value}; expected 0 to {most:g}"
+    if not 0 < config.tick_s <= LONGEST_TICK_S:
+        yield f"{prefix}tick_s is {config.tick_s}; expected above 0, at most {LONGEST_TICK_S:g}"
     if config.max_replicas < 1:
         yield f"{prefix}max_replicas is {config.max_replicas}; expected at least 1"
     elif config.initial_replicas is not None and not (

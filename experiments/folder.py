@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, is_dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -66,8 +66,8 @@ def result_folder(out: Path) -> Iterator[Path]:
         InputError: `out` is a file, or its place cannot be written.
     """
     out = Path(os.path.abspath(out))
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file; name a folder for the result")
+    refuse_file(out)
+    made = [parent for parent in out.parents if not parent.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         scratch = out.parent / f".{out.name}.{os.getpid()}.part"
@@ -88,6 +88,20 @@ def result_folder(out: Path) -> Iterator[Path]:
             os.rename(scratch, out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        if not out.exists():
+            for parent in made:
+                with suppress(OSError):  # somebody else's file is in it by now
+                    parent.rmdir()
+
+
+def refuse_file(out: Path) -> None:
+    """Refuse a result folder that is a file, before the work for it begins.
+
+    Raises:
+        InputError: `out` is a file.
+    """
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out} is a file; name a folder for the result")
 
 
 def write_json(path: Path, value: object) -> None:

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from experiments.config import Router, RunConfig, run_mistakes
-from experiments.folder import provenance, write_simulation
+from experiments.config import MOST_REPLICAS, Router, RunConfig, run_mistakes
+from experiments.folder import provenance, refuse_file, write_simulation
 from experiments.job import Job, OptionValue
 from experiments.load import read_load
 from experiments.result import RunResult
@@ -84,6 +85,7 @@ def simulate(request: SimulateRequest, *, console: Console) -> RunResult:
     job = Job(request.policy, Path(request.policy).name, request.options, config, request.seed)
     runner = SimulationRunner()
     runner.check(profile, job)
+    refuse_file(request.out)
     with Progress(
         TextColumn("simulating"),
         BarColumn(),
@@ -110,8 +112,10 @@ def simulate(request: SimulateRequest, *, console: Console) -> RunResult:
 
 
 def _config(request: SimulateRequest) -> RunConfig:
-    count = request.options.get("replicas", request.options.get("static.replicas"))
-    static = int(count) if request.policy == "static" and isinstance(count, int) else None
+    count = request.options.get("replicas")
+    # A count that cannot be is refused by the policy, in its own words.
+    fits = isinstance(count, int | float) and 1 <= count <= MOST_REPLICAS
+    static = int(count or 0) if request.policy == "static" and fits else None
     initial = request.initial_replicas or static
     most = request.max_replicas or max(RunConfig.max_replicas, initial or 1)
     return RunConfig(
@@ -134,7 +138,7 @@ def print_figures(result: RunResult, out: Path, console: Console) -> None:
     for metric in METRICS:
         table.add_row(metric.label, _shown(getattr(figures, metric.name)), metric.unit)
     console.print(table)
-    console.print(f"written to {out}")
+    console.print(f"written to {escape(str(out))}", soft_wrap=True)
 
 
 def _shown(value: float) -> str:

@@ -63,6 +63,11 @@ def main() -> None:
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(EXIT_INTERRUPTED)
+    except SystemExit as end:
+        # Typer turns Ctrl-C into its exit code by itself, and says nothing.
+        if end.code == EXIT_INTERRUPTED:
+            _complain("interrupted; nothing half-written is left")
+        raise
 
 
 def _complain(message: str) -> None:

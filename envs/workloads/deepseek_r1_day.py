@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tuner.core.errors import ConfigError
-from tuner.core.trace import Trace
+from tuner.core.trace import LONGEST_S, Trace
 
 NAME = "deepseek-r1-day"
 
@@ -144,6 +144,10 @@ JOB_S = 7_200.0
 """Length of a job."""
 
 
+MOST_REQUESTS = 200_000_000
+"""A trace is drawn in memory; this many take about 10 GB."""
+
+
 def generate(hours: float, seed: int, mean_qps: float = MEAN_QPS) -> Trace:
     """Requests of so many hours from midnight on; beyond 24 hours the shape of the day repeats.
 
@@ -158,6 +162,11 @@ def generate(hours: float, seed: int, mean_qps: float = MEAN_QPS) -> Trace:
             raise ConfigError(f"{NAME}: {name} is {value}; expected a number above 0")
     if seed < 0:
         raise ConfigError(f"{NAME}: seed is {seed}; expected a whole number from 0 on")
+    if hours * 3600.0 > LONGEST_S or hours * 3600.0 * mean_qps > MOST_REQUESTS:
+        raise ConfigError(
+            f"{hours:g} hours at {mean_qps:g} requests/s: expected at most {LONGEST_S / 3600:g} "
+            f"hours and {MOST_REQUESTS:,} requests"
+        )
     end_s = hours * 3600.0
     streams = np.random.SeedSequence(seed).spawn(1 + 2 * len(TRAFFIC))
     rates = _rates(math.ceil(hours / 24), np.random.default_rng(streams[0])) * mean_qps

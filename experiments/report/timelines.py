@@ -61,6 +61,8 @@ class _Buckets:
     def _gathered(self, values: Floats, take: Any) -> list[float | None]:
         gathered: list[float | None] = [None] * len(self.x)
         known = ~np.isnan(values)
+        if not known.any():
+            return gathered
         places, starts = np.unique(self.of[known], return_index=True)
         for place, part in zip(places, np.split(values[known], starts[1:]), strict=True):
             gathered[int(place)] = _short(take(part))

@@ -100,3 +100,11 @@ def test_error_lets_a_trace_without_gap_pass() -> None:
     tokens = np.ones(500, np.int32)
     _, found = treat_gaps(Trace(arrival_s, tokens, tokens.copy()), "error")
     assert found == ()
+
+
+def test_silence_before_the_first_request_is_a_gap_where_traffic_does_not_explain_it() -> None:
+    rng = np.random.default_rng(0)
+    arrival_s = 1e6 + np.cumsum(rng.exponential(0.5, 2000))
+    (gap,) = find_gaps(arrival_s)
+    assert gap == Gap(0.0, float(arrival_s[0]))
+    assert find_gaps(arrival_s - 1e6) == ()

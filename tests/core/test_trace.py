@@ -74,3 +74,9 @@ def test_columns_cannot_be_changed_afterwards() -> None:
 
 def test_requests_may_arrive_together() -> None:
     assert len(trace(arrival_s=[0.0, 0.0, 0.0])) == 3
+
+
+def test_an_arrival_more_than_a_year_in_is_refused_as_another_clock() -> None:
+    one = np.array([5], dtype=np.int32)
+    with pytest.raises(TraceError, match=r"row 0 is 1\.7e\+09, more than a year"):
+        Trace(np.array([1.7e9]), one, one)

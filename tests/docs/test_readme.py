@@ -7,7 +7,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import typer
 from click.testing import CliRunner
 from typer.main import get_command
 
@@ -80,7 +79,3 @@ def test_every_command_helps_with_an_example(name):
         result = CliRunner().invoke(get_command(app), arguments)
         assert result.exit_code == 0
         assert f"tuner {name} {sub}".strip() in result.output
-
-
-def test_commands_are_typer_apps_or_functions():
-    assert all(isinstance(c, typer.Typer) or callable(c) for c in COMMANDS.values())

@@ -76,7 +76,7 @@ def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_key(wri
         ("seeds: 0", "seeds is 0; expected at least 1"),
         ("run: {tick_s: 0}", "run.tick_s is 0.0; expected above 0"),
         ("run: {tick_s: .nan}", "run.tick_s is nan; expected a finite number"),
-        ("run: {jitter: -0.1}", "run.jitter is -0.1; expected at least 0"),
+        ("run: {jitter: -0.1}", "run.jitter is -0.1; expected 0 to 2"),
         ("run: {slo: {ttft_s: 0}}", "run.slo.ttft_s is 0.0; expected above 0"),
         ("run: {max_replicas: 0}", "run.max_replicas is 0; expected at least 1"),
         (

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from tuner.commands.gaps import Gaps, GapsOption
 
@@ -97,4 +98,4 @@ def command(
         return
     console = Console()
     print_comparison(comparison, console)
-    console.print(f"report: {out / 'report.html'}", soft_wrap=True)
+    console.print(f"report: {escape(str(out / 'report.html'))}", soft_wrap=True)

@@ -37,13 +37,16 @@ def command(
     router: Annotated[
         RouterName, typer.Option(help="How requests are spread over the ready replicas.")
     ] = RouterName.LEAST_LOADED,
-    seed: Annotated[int, typer.Option(help="Draws cold starts and jitter.", min=0)] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Draws cold starts and jitter.", min=0, max=2**63 - 1)
+    ] = 0,
     jitter: Annotated[
         float, typer.Option(help="Sigma of the noise on an iteration's time; 0 is exact.", min=0)
     ] = 0.0,
     tick: Annotated[float, typer.Option(help="Seconds between decisions.")] = 15.0,
     initial_replicas: Annotated[
-        int | None, typer.Option(help="Replicas ready at the start.", min=1)
+        int | None,
+        typer.Option(help="Replicas ready at the start. (default: static's count, else 4)", min=1),
     ] = None,
     fallback_target: Annotated[
         float | None,
@@ -53,7 +56,7 @@ def command(
         ),
     ] = None,
     max_replicas: Annotated[
-        int | None, typer.Option(help="Most replicas that may be asked for.", min=1)
+        int | None, typer.Option(help="Most replicas that may be asked for. (default 32)", min=1)
     ] = None,
     gaps: GapsOption = Gaps.KEEP,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from tuner.commands.gaps import Gaps, GapsOption
 
@@ -85,4 +86,4 @@ def command(
     if as_json:
         typer.echo(json.dumps({"bundle": str(out), **asdict(manifest.results)}))
         return
-    Console(soft_wrap=True).print(f"bundle: {out}")
+    Console(soft_wrap=True).print(f"bundle: {escape(str(out))}")

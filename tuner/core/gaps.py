@@ -46,6 +46,7 @@ def find_gaps(arrival_s: NDArray[np.float64]) -> tuple[Gap, ...]:
     Args:
         arrival_s: `(requests,)`, never falling.
     """
+    leading = _leading_gap(arrival_s)
     intervals = np.diff(arrival_s)
     suspects = np.flatnonzero(intervals > SHORTEST_S)
     suspects = suspects[
@@ -59,7 +60,20 @@ def find_gaps(arrival_s: NDArray[np.float64]) -> tuple[Gap, ...]:
             inside = (at >= 0) & (at < len(intervals))
             as_long += inside & (intervals[np.where(inside, at, 0)] >= long_s)
         suspects, long_s = suspects[as_long <= EXCEPTIONS], long_s[as_long <= EXCEPTIONS]
-    return tuple(Gap(float(arrival_s[i]), float(arrival_s[i + 1])) for i in suspects)
+    inside_gaps = tuple(Gap(float(arrival_s[i]), float(arrival_s[i + 1])) for i in suspects)
+    return leading + inside_gaps
+
+
+def _leading_gap(arrival_s: NDArray[np.float64]) -> tuple[Gap, ...]:
+    """The silence before the first arrival, where the traffic after it does not explain it: a trace
+    cut out of a longer one that kept its clock."""
+    after = np.diff(arrival_s[: NEIGHBOURS + 1])
+    first_s = float(arrival_s[0])
+    if first_s <= SHORTEST_S or len(after) < FEWEST_NEIGHBOURS:
+        return ()
+    if np.sum(after >= first_s / TIMES_USUAL) > EXCEPTIONS:
+        return ()
+    return (Gap(0.0, first_s),)
 
 
 def treat_gaps(trace: Trace, mode: GapMode) -> tuple[Trace, tuple[Gap, ...]]:

@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from tuner.core.errors import TraceError
 
+LONGEST_S = 366 * 86_400.0
+"""No trace spans more than a year: a later arrival is a clock in milliseconds, or one that counts
+from somewhere else."""
 MAX_TOKENS = 10_000_000
 """No request of any served model is longer; a larger count is a unit error in the recording."""
 
@@ -31,7 +34,7 @@ class Trace:
     """Requests in order of arrival, as columns of one length.
 
     Attributes:
-        arrival_s: `(requests,)` float64, seconds since the trace's start, finite, >= 0,
+        arrival_s: `(requests,)` float64, seconds since the trace's start, 0..LONGEST_S,
             never falling.
         prompt_tokens: `(requests,)` int32, 1..MAX_TOKENS.
         output_tokens: `(requests,)` int32, 1..MAX_TOKENS.
@@ -78,6 +81,14 @@ class Trace:
             raise TraceError(
                 f"{self.name}: arrival_s in row {row} is {arrival_s[row]}; "
                 "expected seconds since the trace's start, finite and >= 0"
+            )
+        late = np.flatnonzero(arrival_s > LONGEST_S)
+        if len(late):
+            row = int(late[0])
+            raise TraceError(
+                f"{self.name}: arrival_s in row {row} is {arrival_s[row]:g}, more than a year "
+                "after the trace's start; expected seconds since the start (milliseconds? a first "
+                "row with another clock?)"
             )
         falls = np.flatnonzero(np.diff(arrival_s) < 0)
         if len(falls):

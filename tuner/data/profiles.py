@@ -89,9 +89,24 @@ def parse_profile(text: str, source: str) -> ServingProfile:
     )
 
 
+MOST_KV_TOKENS = 2**31 - 1
+MOST_SEQUENCES = 65_536
+"""What the simulator counts with; no server comes near."""
+
+
 def _contradictions(profile: ServingProfile) -> Iterator[str]:
     """One sentence per value out of its range, or at odds with another."""
     yield from _low_counts(profile)
+    if profile.kv.tokens > MOST_KV_TOKENS:
+        yield (
+            f"kv.blocks x kv.block_tokens is {profile.kv.tokens:,} tokens; "
+            f"expected at most {MOST_KV_TOKENS:,}"
+        )
+    if profile.limits.batch_size_max > MOST_SEQUENCES:
+        yield (
+            f"limits.batch_size_max is {profile.limits.batch_size_max:,}; "
+            f"expected at most {MOST_SEQUENCES:,}"
+        )
     yield from _negative_figures(profile)
     kv, limits = profile.kv, profile.limits
     if not 0 <= kv.watermark < 1:

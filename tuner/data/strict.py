@@ -60,19 +60,15 @@ def parse_yaml(text: str, source: str, error: type[InputError], *, hint: str = "
         ) from problem
     except yaml.YAMLError as problem:
         raise error(f"{source} is not valid YAML ({problem}); correct it") from problem
+    except (ValueError, TypeError) as problem:
+        # Values that YAML reads and Python cannot hold: a 13th month, a list as a key.
+        raise error(f"{source} holds an impossible value ({problem}); correct it") from problem
+    except RecursionError:
+        raise error(f"{source} is nested too deeply; expected a few levels") from None
     if not isinstance(data, dict):
         found = "nothing" if data is None else type(data).__name__
         raise error(f"{source} holds {found}; expected keys and values{hint}")
     return {str(key): value for key, value in data.items()}
-
-
-def parse_scalar(text: str) -> Any:
-    """A single value as a file would hold it: `900` is a number, `least_loaded` is text.
-
-    Raises:
-        yaml.YAMLError: the text is not YAML.
-    """
-    return yaml.load(text, Loader=_Loader)
 
 
 def build(
