@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from experiments.job import Job
 from experiments.result import RunResult
 from experiments.run import run, target_knobs
-from policies import RulePolicy, StaticRule, build_policy
+from policies import POLICIES, RulePolicy, StaticRule, build_policy
 from tuner.core.knobs import KnobSpace
 from tuner.core.profile import ServingProfile
 from tuner.core.protocols import Policy
 from tuner.core.trace import Trace
+from tuner.data.bundles import read_bundle
 
 
 @dataclass(frozen=True)
@@ -44,12 +45,25 @@ class SimulationRunner:
             config=job.config,
             seed=job.seed,
             fallback=fallback_of(job, knobs),
-            settings=dict(job.options),
+            settings={**job.options, **trained_from(job.policy)},
             progress=progress,
         )
 
     def _policy(self, job: Job, knobs: KnobSpace) -> Policy:
         return build_policy(job.policy, job.options, knobs, tick_s=job.config.tick_s)
+
+
+def trained_from(policy: str) -> dict[str, object]:
+    """What a bundle was trained from, for reports; nothing for a rule."""
+    if policy in POLICIES:
+        return {}
+    manifest = read_bundle(policy).manifest
+    return {
+        "trained on": manifest.trace,
+        "trained on sha256": manifest.digests.trace,
+        "trained with": manifest.profile,
+        "steps": manifest.steps,
+    }
 
 
 def fallback_of(job: Job, knobs: KnobSpace) -> Policy:

@@ -16,6 +16,7 @@ from experiments.readable import (
 )
 from experiments.statistics import MIN_BLOCKS
 from experiments.sweep import Point
+from tuner.train.digests import trace_digest
 
 EVEN_ATTAINMENT = 0.0005
 """Half a request in a thousand: below it nobody would act on a difference of attainment."""
@@ -59,6 +60,7 @@ def notes(comparison: Comparison) -> list[str]:
     return [
         *_missed_goals(comparison),
         *_tuning_notes(comparison),
+        *_training_notes(comparison),
         *_sample_notes(comparison),
         *_input_notes(comparison),
     ]
@@ -86,6 +88,22 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
         )
     else:
         yield f"{rules} {were} tuned on {tuning.trace}, not on the load that is compared here."
+
+
+def _training_notes(comparison: Comparison) -> Iterator[str]:
+    """Where a trained policy meets the load that it learned, or a fleet that it never saw."""
+    for outcome in comparison.policies:
+        settings = outcome.runs[0].settings
+        if settings.get("trained on sha256") == trace_digest(comparison.trace):
+            yield (
+                f"{outcome.name} was trained on the very load that is compared here: hindsight too."
+            )
+        trained_with = settings.get("trained with", comparison.profile.name)
+        if trained_with != comparison.profile.name:
+            yield (
+                f"{outcome.name} was trained with the profile {trained_with}, not with "
+                f"{comparison.profile.name}: it has never seen such a fleet."
+            )
 
 
 def _sample_notes(comparison: Comparison) -> Iterator[str]:
@@ -185,7 +203,7 @@ def _headline(
     if standing is Standing.EVEN:
         return f"{name} does as {base} does: {figures}."
     if standing is Standing.OPEN:
-        return f"{name} against {base} is undecided: {figures}."
+        return f"{name} against {base}: {figures}."
     trade = "costs less and serves worse" if relative < 0 else "serves better and costs more"
     return f"{name} {trade} than {base}: {figures}."
 

@@ -11,6 +11,7 @@ from experiments.tuning import Tuning
 from experiments.verdict import Standing, cost_at, notes, verdicts
 from tests.experiments import toy
 from tuner.core.trace import Gap
+from tuner.train.digests import trace_digest
 
 FIGURES = Figures(**{field.name: 0.0 for field in fields(Figures)})
 
@@ -98,8 +99,7 @@ def test_a_difference_within_its_interval_decides_nothing():
     (verdict,) = verdicts(comparison(0.3, -10, half=20))
     assert verdict.standing is Standing.OPEN
     assert verdict.headline == (
-        "mine against hpa is undecided: "
-        "no clear difference in GPU hours, no clear difference in attainment."
+        "mine against hpa: no clear difference in GPU hours, no clear difference in attainment."
     )
 
 
@@ -187,3 +187,23 @@ def test_rules_tuned_elsewhere_are_not_called_hindsight():
     found = " ".join(notes(comparison(tuning=tuning)))
     assert "static and hpa were tuned on sunday" in found
     assert "hindsight" not in found
+
+
+def with_settings(settings: dict[str, object]) -> Comparison:
+    """The comparison of `mine` and `hpa` with what `mine` says it was trained from."""
+    plain = comparison(0.3, -10)
+    mine = next(outcome for outcome in plain.policies if outcome.name == "mine")
+    runs = tuple(replace(run, settings=settings) for run in mine.runs)
+    others = tuple(o if o is not mine else replace(mine, runs=runs) for o in plain.policies)
+    return replace(plain, policies=others)
+
+
+def test_a_policy_that_meets_the_load_it_learned_is_called_hindsight():
+    known = with_settings({"trained on sha256": trace_digest(comparison(0.3, -10).trace)})
+    assert any("mine was trained on the very load" in note for note in notes(known))
+    assert not any("trained on the very load" in note for note in notes(with_settings({})))
+
+
+def test_a_policy_on_a_fleet_that_it_never_saw_is_told():
+    strange = with_settings({"trained with": "another-fleet"})
+    assert any("mine was trained with the profile another-fleet" in n for n in notes(strange))
