@@ -109,9 +109,15 @@ def test_refuses_before_any_work(world: Path, trained: tuple[Path, Result], tmp_
     short = world / "short.parquet"
     write_trace(worlds.trace(300.0), short)
     assert "expected at least 630 s to make episodes of" in refusal(
-        call(world, tmp_path / "x", "--trace", str(short))
+        call(world, tmp_path / "x-1.0.0", "--trace", str(short))
     )
-    assert "nothing to resume" in refusal(call(world, tmp_path / "x", "--resume"))
+    assert "nothing to resume" in refusal(call(world, tmp_path / "x-1.0.0", "--resume"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_trace_leaves_no_folder_behind(world: Path, tmp_path: Path) -> None:
+    nowhere = ["--trace", str(world / "nowhere.parquet")]
+    assert "nowhere.parquet" in refusal(call(world, tmp_path / "a" / "b" / "x-1.0.0", *nowhere))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -133,7 +139,7 @@ def test_refuses_a_configuration_with_the_key_path(
     world: Path, tmp_path: Path, text: str, message: str
 ) -> None:
     (world / "bad.yaml").write_text(text)
-    assert message in refusal(call(world, tmp_path / "x", config="bad.yaml"))
+    assert message in refusal(call(world, tmp_path / "x-1.0.0", config="bad.yaml"))
     assert list(tmp_path.iterdir()) == []
 
 
