@@ -252,6 +252,12 @@ def test_refuses_a_name_that_no_bundle_can_have_before_any_work(name: str, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+def test_refuses_an_update_of_a_single_transition(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.envs x rollout_ticks is 1; expected at least 2"):
+        trained(tmp_path / "x-1.0.0", config(envs=1, rollout_ticks=1))
+    assert not list(config(envs=1, rollout_ticks=2).problems())
+
+
 def test_says_that_the_work_folder_cannot_be_made(tmp_path: Path) -> None:
     Place(tmp_path / "x-1.0.0").work.write_text("")
     with pytest.raises(ConfigError, match=r"training cannot be made \(File exists\)"):

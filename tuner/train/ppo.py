@@ -189,6 +189,23 @@ def started_with(out: Path) -> Section:
     return config
 
 
+def build_codec(config: TrainConfig, profile: ServingProfile, knobs: KnobSpace) -> Codec:
+    """Features and heads over the base rule, for a target that runs the profile.
+
+    Raises:
+        ConfigError: the base rule or one of its options is unknown, `codec.move` names a knob that
+            the target lacks, or no knob is left to move.
+    """
+    base = build_policy(config.base.policy, config.base.options, knobs, tick_s=config.env.tick_s)
+    codec = Codec(knobs, base.rule, config.codec_config, profile.unmodelled_knobs())
+    if not codec.moves:
+        raise ConfigError(
+            f"codec.move is {list(config.codec.move)}, all of them pinned by profile "
+            f"{profile.name}: there is nothing to learn"
+        )
+    return codec
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run with all that is made from its inputs."""
@@ -203,27 +220,14 @@ class Run:
 
     @classmethod
     def prepare(cls, inputs: Inputs, config: TrainConfig, place: Place, threads: int) -> Run:
-        base = build_policy(
-            config.base.policy, config.base.options, inputs.knobs, tick_s=config.env.tick_s
-        )
-        codec = Codec(
-            inputs.knobs,
-            base.rule,
-            config.codec_config,
-            inputs.profile.unmodelled_knobs(),
-        )
-        if not codec.moves:
-            raise ConfigError(
-                f"codec.move is {list(config.codec.move)}, all of them pinned by profile "
-                f"{inputs.profile.name}: there is nothing to learn"
-            )
+        codec = build_codec(config, inputs.profile, inputs.knobs)
         learn, hold_out = parts(inputs.trace, config)
         scenarios = Scenarios(
             trace=inputs.trace,
             profile=inputs.profile,
             codec=codec,
             guardrails=inputs.guardrails,
-            fallback=base.rule,
+            fallback=codec.base,
             config=config.env,
             scale=reward_scale(learn, config.env),
             threads=threads,
