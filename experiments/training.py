@@ -26,7 +26,6 @@ from experiments.run import target_knobs
 from experiments.runner import SimulationRunner
 from experiments.sweep import Sweep
 from experiments.tuning import Bench, tune
-from policies import build_policy
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.core.profile import ServingProfile
@@ -35,7 +34,7 @@ from tuner.data import load_profile
 from tuner.data.bundles import Code, Manifest
 from tuner.data.strict import build, parse_yaml, read_text
 from tuner.train.config import TrainConfig
-from tuner.train.ppo import Inputs, check_start, started_with, train
+from tuner.train.ppo import Inputs, build_codec, check_start, started_with, train
 from tuner.train.scenarios import parts
 
 SHARED = ("tick_s", "slo", "router", "jitter")
@@ -105,8 +104,7 @@ def train_to_bundle(request: TrainRequest, *, console: Console) -> Manifest:
     knobs = target_knobs(profile, max_replicas=file.run.max_replicas)
     # What can be known before the sweep: it takes minutes.
     parts(trace, file.train)
-    base = file.train.base
-    build_policy(base.policy, base.options, knobs, tick_s=file.run.tick_s)
+    build_codec(file.train, profile, knobs)
     jobs = request.jobs or cores()
     if request.resume:
         found = _found_before(request.out)

@@ -10,6 +10,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner, Result
 
+from experiments import training
 from tests.envs import worlds
 from tuner.cli import app
 from tuner.core.errors import InputError
@@ -109,9 +110,15 @@ def test_refuses_before_any_work(world: Path, trained: tuple[Path, Result], tmp_
     short = world / "short.parquet"
     write_trace(worlds.trace(300.0), short)
     assert "expected at least 630 s to make episodes of" in refusal(
-        call(world, tmp_path / "x", "--trace", str(short))
+        call(world, tmp_path / "x-1.0.0", "--trace", str(short))
     )
-    assert "nothing to resume" in refusal(call(world, tmp_path / "x", "--resume"))
+    assert "nothing to resume" in refusal(call(world, tmp_path / "x-1.0.0", "--resume"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_trace_leaves_no_folder_behind(world: Path, tmp_path: Path) -> None:
+    nowhere = ["--trace", str(world / "nowhere.parquet")]
+    assert "nowhere.parquet" in refusal(call(world, tmp_path / "a" / "b" / "x-1.0.0", *nowhere))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,15 +132,18 @@ def test_refuses_before_any_work(world: Path, trained: tuple[Path, Result], tmp_
         ("train: {env: {tick_s: 5.0}}", "train.env.tick_s is 5.0, but run.tick_s is 15.0"),
         ("train: {codec: {factor_low: 2.0}}", "0 < factor_low < 1 < factor_high"),
         ("train: {base: {policy: crystal}}", "policy 'crystal' is unknown"),
+        ("train: {codec: {move: [threads]}}", "codec.move is ['threads'], all of them pinned by"),
+        ("train: {codec: {move: [foo]}}", "knob 'foo' is not known here; known knobs: batch_size"),
         ("train: 3", "train is 3; expected keys and values"),
         ("run: {max_replicas: 0}", "run.max_replicas is 0; expected at least 1"),
     ],
 )
 def test_refuses_a_configuration_with_the_key_path(
-    world: Path, tmp_path: Path, text: str, message: str
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
 ) -> None:
+    monkeypatch.setattr(training, "_found_by_sweep", lambda *_: pytest.fail("the sweep ran"))
     (world / "bad.yaml").write_text(text)
-    assert message in refusal(call(world, tmp_path / "x", config="bad.yaml"))
+    assert message in refusal(call(world, tmp_path / "x-1.0.0", config="bad.yaml"))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -17,7 +17,7 @@ from tests.policies import bundles
 from tuner.core.errors import ConfigError, PermanentError
 from tuner.data.bundles import read_bundle
 from tuner.train import bundle
-from tuner.train.bundle import export, probes, write_bundle
+from tuner.train.bundle import check_place, export, probes, write_bundle
 from tuner.train.network import ActionNetwork, policy_arguments, start_at_base_rule
 
 
@@ -117,15 +117,38 @@ def test_a_bundle_is_never_overwritten_and_a_failure_leaves_nothing(
 ) -> None:
     content = bundles.linear_network(36, 4)
     manifest = bundles.manifest(content)
-    taken = tmp_path / "taken"
+    taken = tmp_path / "taken-1.0.0"
     taken.mkdir()
-    with pytest.raises(ConfigError, match="taken exists already; bundles are never overwritten"):
+    with pytest.raises(
+        ConfigError, match=r"taken-1\.0\.0 exists already; bundles are never overwritten"
+    ):
         write_bundle(taken, manifest, content)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundle.os, "rename", full)
-    with pytest.raises(ConfigError, match="new cannot be written \\(No space left on device\\)"):
-        write_bundle(tmp_path / "new", manifest, content)
-    assert [p.name for p in tmp_path.iterdir()] == ["taken"]
+    with pytest.raises(
+        ConfigError, match=r"new-1\.0\.0 cannot be written \(No space left on device\)"
+    ):
+        write_bundle(tmp_path / "new-1.0.0", manifest, content)
+    assert [p.name for p in tmp_path.iterdir()] == ["taken-1.0.0"]
+
+
+def test_asking_for_a_place_makes_no_folder(tmp_path: Path) -> None:
+    check_place(tmp_path / "a" / "b" / "x-1.0.0")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_a_place_below_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="file is a file; expected a folder to write x-1"):
+        check_place(tmp_path / "file" / "a" / "x-1.0.0")
+
+
+def test_refuses_a_place_whose_nearest_folder_is_not_writable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bundle.os, "access", lambda folder, _: folder != tmp_path)
+    with pytest.raises(ConfigError, match="is not writable; name another place for x-1"):
+        check_place(tmp_path / "a" / "x-1.0.0")

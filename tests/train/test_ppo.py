@@ -17,7 +17,7 @@ from tuner.core.knobs import KnobSettings
 from tuner.core.observation import Observation
 from tuner.data.bundles import NETWORK, read_bundle
 from tuner.train import checkpoint, ppo
-from tuner.train.ppo import Place, train
+from tuner.train.ppo import Place, check_start, train
 
 
 @pytest.fixture(scope="module")
@@ -219,24 +219,46 @@ def test_refuses_to_resume_nothing_a_wreck_or_another_run(first: Path, tmp_path:
 
 def test_refuses_a_trace_too_short_for_episodes(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"\(validation part\) spans .* expected at least 315 s"):
-        train(inputs(seconds=700.0), CONFIG, tmp_path / "x")
+        train(inputs(seconds=700.0), CONFIG, tmp_path / "x-1.0.0")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_refuses_episodes_that_are_over_with_the_warm_up(tmp_path: Path) -> None:
     with pytest.raises(TraceError, match=r"gives episodes of 24 ticks; expected at least 40"):
-        train(inputs(), ppo.replace(CONFIG, warm_up_ticks=20), tmp_path / "x")
+        train(inputs(), ppo.replace(CONFIG, warm_up_ticks=20), tmp_path / "x-1.0.0")
 
 
 def test_refuses_a_head_that_the_profile_pins(tmp_path: Path) -> None:
     pinned = ppo.replace(CONFIG, codec=ppo.replace(CONFIG.codec, move=("threads",)))
     with pytest.raises(ConfigError, match="there is nothing to learn"):
-        train(inputs(), pinned, tmp_path / "x")
+        train(inputs(), pinned, tmp_path / "x-1.0.0")
 
 
 @pytest.mark.parametrize(
     ("name", "version"),
-    [("r1-1.2.3", ("r1", "1.2.3")), ("r1", ("r1", "1.0.0")), ("a-b", ("a-b", "1.0.0"))],
+    [("r1-1.2.3", ("r1", "1.2.3")), ("a-b_c.d-0.0.10", ("a-b_c.d", "0.0.10"))],
 )
 def test_the_folders_name_gives_name_and_version(name: str, version: tuple[str, str]) -> None:
     assert Place(Path("/x") / name).name_and_version == version
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["my policy-1.0.0", "x-01.2.3", "-1.0.0", "ümlaut-1.0.0", "x-1.2", "x-1.2.3.4", "x", "1.0.0"],
+)
+def test_refuses_a_name_that_no_bundle_can_have_before_any_work(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"expected NAME-MAJOR\.MINOR\.PATCH"):
+        check_start(tmp_path / "new" / name, resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_refuses_an_update_of_a_single_transition(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"ppo\.envs x rollout_ticks is 1; expected at least 2"):
+        trained(tmp_path / "x-1.0.0", config(envs=1, rollout_ticks=1))
+    assert not list(config(envs=1, rollout_ticks=2).problems())
+
+
+def test_says_that_the_work_folder_cannot_be_made(tmp_path: Path) -> None:
+    Place(tmp_path / "x-1.0.0").work.write_text("")
+    with pytest.raises(ConfigError, match=r"training cannot be made \(File exists\)"):
+        trained(tmp_path / "x-1.0.0")

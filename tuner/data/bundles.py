@@ -21,7 +21,7 @@ from typing import ClassVar, Literal
 
 import yaml
 
-from tuner.core.errors import BundleError
+from tuner.core.errors import BundleError, ConfigError
 from tuner.core.knobs import KnobSpace
 from tuner.data.strict import build, parse_yaml, read_text
 
@@ -40,6 +40,7 @@ _FORBID: Mapping[str, str] = {"extra": "forbid"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
+_TITLE = re.compile(f"({_NAME.pattern})-({_VERSION.pattern})")
 
 
 @dataclass(frozen=True)
@@ -225,6 +226,21 @@ def read_bundle(path: str | Path) -> Bundle:
     config = digest_of(manifest.config)
     _check_digest(f"{folder / MANIFEST}: config", config, manifest.digests.config)
     return Bundle(path=folder, manifest=manifest, network=network, digest=digest)
+
+
+def name_and_version(title: str) -> tuple[str, str]:
+    """Name and version in the name of a bundle's folder, both as the reader takes them.
+
+    Raises:
+        ConfigError: it is not NAME-MAJOR.MINOR.PATCH.
+    """
+    found = _TITLE.fullmatch(title)
+    if found is None:
+        raise ConfigError(
+            f"a bundle cannot be called {title!r}; expected NAME-MAJOR.MINOR.PATCH, for example "
+            "mine-1.0.0, the name of letters, digits, dots, dashes and underscores"
+        )
+    return found[1], found[2]
 
 
 def find_bundles(folder: Path) -> list[Path]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from policies.codec import Codec
 from policies.learned import INPUT, OUTPUT, OnnxNetwork
 from tuner.core.errors import ConfigError, PermanentError
-from tuner.data.bundles import MANIFEST, NETWORK, Manifest, manifest_text
+from tuner.data.bundles import MANIFEST, NETWORK, Manifest, manifest_text, name_and_version
 from tuner.train.network import ActionNetwork
 
 PARITY = 1e-5
@@ -71,12 +71,13 @@ def write_bundle(out: Path, manifest: Manifest, network: bytes) -> None:
     """Write the bundle's folder; it appears with everything in it.
 
     Raises:
-        ConfigError: something is there already, or its place cannot be written.
+        ConfigError: its folder has no name for a bundle, something is there already, or its place
+            cannot be written.
     """
     check_place(out)
     scratch = out.parent / f".{out.name}.{os.getpid()}.part"
     try:
-        scratch.mkdir()
+        scratch.mkdir(parents=True)
         (scratch / NETWORK).write_bytes(network)
         (scratch / MANIFEST).write_text(manifest_text(manifest), encoding="utf-8")
         os.rename(scratch, out)
@@ -87,21 +88,22 @@ def write_bundle(out: Path, manifest: Manifest, network: bytes) -> None:
 
 
 def check_place(out: Path) -> None:
-    """Whether a bundle can be written there; asked before hours of training, too.
+    """Whether a bundle can be written there; asked before hours of training, too. Makes nothing.
 
     Raises:
-        ConfigError: something is there already, or its place cannot be written.
+        ConfigError: its folder has no name for a bundle, something is there already, or its place
+            cannot be written.
     """
+    name_and_version(out.name)
     if out.exists():
         raise ConfigError(
             f"{out} exists already; bundles are never overwritten, so name another or remove it"
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ConfigError(f"{out.parent} cannot be made ({error.strerror})") from error
-    if not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"{out.parent} is not writable; name another place for {out.name}")
+    nearest = next(folder for folder in out.absolute().parents if folder.exists())
+    if not nearest.is_dir():
+        raise ConfigError(f"{nearest} is a file; expected a folder to write {out.name} into")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise ConfigError(f"{nearest} is not writable; name another place for {out.name}")
 
 
 def _to_onnx(network: ActionNetwork, features: int) -> bytes:

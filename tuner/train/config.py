@@ -59,6 +59,9 @@ class PpoConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 yield f"ppo.{name} is {getattr(self, name)}; expected at least 1"
+        transitions = self.envs * self.rollout_ticks
+        if transitions == 1:  # advantages are normalised over those of an update
+            yield "ppo.envs x rollout_ticks is 1; expected at least 2 transitions an update"
         if self.minibatch_size < 2:
             yield f"ppo.minibatch_size is {self.minibatch_size}; expected at least 2"
         for name in ("gamma", "gae_lambda"):

@@ -47,6 +47,7 @@ from tuner.data.bundles import (
     Section,
     digest_of,
     knob_ranges,
+    name_and_version,
     sha256,
 )
 from tuner.train import checkpoint as checkpoints
@@ -103,11 +104,12 @@ class Place:
 
     @property
     def name_and_version(self) -> tuple[str, str]:
-        """From the folder's name, NAME-MAJOR.MINOR.PATCH; 1.0.0 where it states no version."""
-        name, dash, version = self.bundle.name.rpartition("-")
-        if dash and version.count(".") == 2 and version.replace(".", "").isdigit():
-            return name, version
-        return self.bundle.name, "1.0.0"
+        """From the folder's name.
+
+        Raises:
+            ConfigError: it is not NAME-MAJOR.MINOR.PATCH.
+        """
+        return name_and_version(self.bundle.name)
 
 
 def train(
@@ -144,7 +146,12 @@ def train(
     start = checkpoints.load(place.checkpoint) if resume else None
     if start is not None:
         checkpoints.check_same_run(place.checkpoint, start.inputs, run.identity)
-    place.work.mkdir(parents=True, exist_ok=True)
+    try:
+        place.work.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"{place.work} cannot be made ({error.strerror}); name another place"
+        ) from error
     console = console or Console(quiet=True)
     with Display(
         console,
@@ -159,7 +166,8 @@ def check_start(out: Path, *, resume: bool) -> None:
     """Whether a run that writes to `out` can start; asked before hours of work.
 
     Raises:
-        ConfigError: the place is taken, or holds a checkpoint that is not to be resumed.
+        ConfigError: the place is taken or its name is not NAME-MAJOR.MINOR.PATCH, or it holds a
+            checkpoint that is not to be resumed.
     """
     check_place(out)
     place = Place(out)
@@ -181,6 +189,23 @@ def started_with(out: Path) -> Section:
     return config
 
 
+def build_codec(config: TrainConfig, profile: ServingProfile, knobs: KnobSpace) -> Codec:
+    """Features and heads over the base rule, for a target that runs the profile.
+
+    Raises:
+        ConfigError: the base rule or one of its options is unknown, `codec.move` names a knob that
+            the target lacks, or no knob is left to move.
+    """
+    base = build_policy(config.base.policy, config.base.options, knobs, tick_s=config.env.tick_s)
+    codec = Codec(knobs, base.rule, config.codec_config, profile.unmodelled_knobs())
+    if not codec.moves:
+        raise ConfigError(
+            f"codec.move is {list(config.codec.move)}, all of them pinned by profile "
+            f"{profile.name}: there is nothing to learn"
+        )
+    return codec
+
+
 @dataclass(frozen=True)
 class Run:
     """One training run with all that is made from its inputs."""
@@ -195,27 +220,14 @@ class Run:
 
     @classmethod
     def prepare(cls, inputs: Inputs, config: TrainConfig, place: Place, threads: int) -> Run:
-        base = build_policy(
-            config.base.policy, config.base.options, inputs.knobs, tick_s=config.env.tick_s
-        )
-        codec = Codec(
-            inputs.knobs,
-            base.rule,
-            config.codec_config,
-            inputs.profile.unmodelled_knobs(),
-        )
-        if not codec.moves:
-            raise ConfigError(
-                f"codec.move is {list(config.codec.move)}, all of them pinned by profile "
-                f"{inputs.profile.name}: there is nothing to learn"
-            )
+        codec = build_codec(config, inputs.profile, inputs.knobs)
         learn, hold_out = parts(inputs.trace, config)
         scenarios = Scenarios(
             trace=inputs.trace,
             profile=inputs.profile,
             codec=codec,
             guardrails=inputs.guardrails,
-            fallback=base.rule,
+            fallback=codec.base,
             config=config.env,
             scale=reward_scale(learn, config.env),
             threads=threads,
