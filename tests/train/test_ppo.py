@@ -258,6 +258,12 @@ def test_refuses_an_update_of_a_single_transition(tmp_path: Path) -> None:
     assert not list(config(envs=1, rollout_ticks=2).problems())
 
 
+def test_refuses_a_bundle_as_base_rule(first: Path, tmp_path: Path) -> None:
+    on_bundle = ppo.replace(CONFIG, base=ppo.replace(CONFIG.base, policy=str(first), options={}))
+    with pytest.raises(ConfigError, match="a folder; expected hpa, static"):
+        trained(tmp_path / "x-1.0.0", on_bundle)
+
+
 def test_says_that_the_work_folder_cannot_be_made(tmp_path: Path) -> None:
     Place(tmp_path / "x-1.0.0").work.write_text("")
     with pytest.raises(ConfigError, match=r"training cannot be made \(File exists\)"):
