@@ -244,7 +244,17 @@ def test_the_folders_name_gives_name_and_version(name: str, version: tuple[str, 
 
 @pytest.mark.parametrize(
     "name",
-    ["my policy-1.0.0", "x-01.2.3", "-1.0.0", "ümlaut-1.0.0", "x-1.2", "x-1.2.3.4", "x", "1.0.0"],
+    [
+        "my policy-1.0.0",
+        "x-01.2.3",
+        "-1.0.0",
+        "ümlaut-1.0.0",
+        "x-1.2",
+        "x-1.2.3.4",
+        "x-1.2.1٣",
+        "x",
+        "1.0.0",
+    ],
 )
 def test_refuses_a_name_that_no_bundle_can_have_before_any_work(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected NAME-MAJOR\.MINOR\.PATCH"):
