@@ -30,6 +30,9 @@ INPUT = "features"
 OUTPUT = "action"
 """Name of its output: `(targets, knobs)` float32 in -1..1, 0 for a knob without a head."""
 
+PROBES = 64
+"""Random inputs that a network is asked before it is trusted, beside the extreme ones."""
+
 
 class BaseBuilder(Protocol):
     """Builds the base rule of a bundle: `policies.build_policy`."""
@@ -154,10 +157,12 @@ def learned_policy(
 
     Raises:
         BundleError: the bundle's knobs or features are not those of this program or target, its
-            codec or base rule has an unknown key, or its network cannot be used.
+            codec or base rule has an unknown key, its base rule is no rule of this program, or its
+            network cannot be used or answers something else than finite numbers.
     """
     manifest, source = bundle.manifest, str(bundle.path)
     _check_knobs(bundle, knobs)
+    _check_base(bundle)
     trained = KnobSpace(
         tuple(
             spec.bounded(stated.low, stated.high)
@@ -178,6 +183,7 @@ def learned_policy(
         inputs=len(codec.features),
         outputs=len(knobs.names),
     )
+    _check_answers(network, codec)
     return RulePolicy(manifest.title, LearnedRule(codec, network))
 
 
@@ -215,6 +221,39 @@ def _check_knobs(bundle: Bundle, knobs: KnobSpace) -> None:
         raise BundleError(
             f"{bundle.path}: knobs are {', '.join(found) or '(none)'}; "
             f"expected {', '.join(knobs.names)}, in this order; train the policy again"
+        )
+
+
+def _check_base(bundle: Bundle) -> None:
+    """A bundle on a bundle could be one on itself, without end."""
+    from policies import POLICIES  # which imports this module first
+
+    found = bundle.manifest.base.policy
+    if found not in POLICIES:
+        raise BundleError(
+            f"{bundle.path}: base.policy is '{found}'; expected one of {', '.join(POLICIES)}; "
+            "train the policy again"
+        )
+
+
+def _check_answers(network: OnnxNetwork, codec: Codec) -> None:
+    """Ask the network for all features low, high, missing, and PROBES draws between."""
+    low, high = codec.observation_low, codec.observation_high
+    missing = np.array([[spec.missing for spec in codec.features]])
+    draws = np.random.default_rng(0).uniform(low, high, (PROBES, len(low)))
+    features = np.concatenate([low[None, :], high[None, :], missing, draws]).astype(np.float32)
+    try:
+        answer = network(features)
+    except Exception as error:  # onnxruntime's errors have no common class but this one
+        first_line = str(error).strip().splitlines()[0]
+        raise BundleError(
+            f"{network.source} fails on a probe ({first_line}); train the policy again"
+        ) from error
+    expected = (len(features), network.outputs)
+    if answer.shape != expected or not np.isfinite(answer).all():
+        raise BundleError(
+            f"{network.source} answers a probe of shape {features.shape} with something else than "
+            f"finite numbers of shape {expected}; train the policy again"
         )
 
 

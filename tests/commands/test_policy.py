@@ -58,8 +58,12 @@ def test_verifies_a_sound_bundle(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(None, "was changed or damaged"), (b"not onnx", "is no network that onnxruntime can read")],
-    ids=["another digest", "a digest that fits what is no network"],
+    [
+        (None, "was changed or damaged"),
+        (b"not onnx", "is no network that onnxruntime can read"),
+        (bundles.linear_network(36, 4, bias=float("nan")), "something else than finite numbers"),
+    ],
+    ids=["another digest", "a digest that fits what is no network", "answers that are no numbers"],
 )
 def test_refuses_a_bundle_that_is_not_sound(
     tmp_path: Path, content: bytes | None, message: str

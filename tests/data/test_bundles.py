@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import re
 from collections.abc import Callable
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -88,7 +89,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         "digests.network is 'abc'; expected 64 hexadecimal digits",
     ),
     "a changed configuration": (
-        _set("config", "seed", to=7),
+        _set("config", "ppo", "steps", to=7),
         "manifest.yaml: config has SHA-256",
     ),
     "a version without patch": (
@@ -127,6 +128,31 @@ def test_refuses_a_manifest_with(
     assert message.format(found=found) in str(refused.value)
     assert str(path) in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_set("codec", "factor_high", to=3.0), "codec.factor_high is 3.0, but config.codec.factor"),
+        (_set("base", "options", "target", to=1.0), "base.options is {'target': 1.0}, but config."),
+        (_set("base", "policy", to="static"), "base.policy is 'static', but config.base.policy is"),
+        (_set("seed", to=7), "seed is 7, but config.seed is 0"),
+        (_set("network", "hidden", to=[9]), "network.hidden is [9], but config.ppo.hidden is [64"),
+        (_set("config", "env", to={"tick_s": 30.0}), "codec.tick_s is 15.0, but config.env.tick_s"),
+        (_set("knobs", 1, "high", to=5), "manifest.yaml: the manifest has SHA-256"),
+        (_set("results", "beats_base", to=False), "manifest.yaml: the manifest has SHA-256"),
+        (_set("config", "x", to=float("inf")), "config.x is inf; expected a finite"),
+        (_set("config", "x", to=date(2024, 1, 1)), "manifest.yaml: config has SHA-256"),
+        (_drop("digests", "manifest"), "digests.manifest is ''; expected 64 hexadecimal digits"),
+    ],
+    ids=lambda value: value[:20] if isinstance(value, str) else None,
+)
+def test_refuses_what_was_edited_by_hand(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], message: str
+) -> None:
+    path = bundles.write(tmp_path, change=change, by_hand=True)
+    with pytest.raises(BundleError, match=re.escape(message)):
+        read_bundle(path)
 
 
 @pytest.mark.parametrize("name", [MANIFEST, NETWORK])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from tuner.data.bundles import (
     digest_of,
     knob_ranges,
     manifest_text,
+    sealed,
     sha256,
 )
 
@@ -69,26 +72,33 @@ def linear_network(inputs: int, outputs: int, weight: float = 0.1, bias: float =
 
 def manifest(content: bytes, made: Codec | None = None) -> Manifest:
     made = made or codec()
-    config = {"seed": 0, "ppo": {"steps": 1, "hidden": [64, 64]}}
+    config = {
+        "seed": 0,
+        "base": asdict(BASE),
+        "ppo": {"steps": 1, "hidden": [64, 64]},
+        "codec": codec_section(made.config),
+    }
     score = Score(reward=-1.0, attainment=0.99, replicas=3.0)
-    return Manifest(
-        schema=SCHEMA,
-        name="small",
-        version="1.2.3",
-        trace="minutes",
-        profile="small",
-        seed=0,
-        steps=1,
-        knobs=knob_ranges(made.knobs),
-        pinned=dict(made.pinned),
-        features=feature_ranges(made),
-        base=BASE,
-        codec=codec_section(made.config),
-        network=NetworkShape(len(made.features), (64, 64), "tanh", len(made.knobs.names), 0.0),
-        results=Results(1, True, "it did", 4, score, score, 0.0, (0.0, 0.0)),
-        digests=Digests(sha256(content), digest_of(config), "0" * 64, "f" * 64),
-        code=Code(None, {"numpy": "2"}),
-        config=config,
+    return sealed(
+        Manifest(
+            schema=SCHEMA,
+            name="small",
+            version="1.2.3",
+            trace="minutes",
+            profile="small",
+            seed=0,
+            steps=1,
+            knobs=knob_ranges(made.knobs),
+            pinned=dict(made.pinned),
+            features=feature_ranges(made),
+            base=BASE,
+            codec=codec_section(made.config),
+            network=NetworkShape(len(made.features), (64, 64), "tanh", len(made.knobs.names), 0.0),
+            results=Results(1, True, "it did", 4, score, score, 0.0, (0.0, 0.0)),
+            digests=Digests(sha256(content), digest_of(config), "0" * 64, "f" * 64),
+            code=Code(None, {"numpy": "2"}),
+            config=config,
+        )
     )
 
 
@@ -98,18 +108,37 @@ def write(
     made: Codec | None = None,
     content: bytes | None = None,
     change: Callable[[dict[str, Any]], object] = lambda data: None,
+    by_hand: bool = False,
 ) -> Path:
-    """A bundle in `folder`/small-1.2.3; `change` edits the manifest's plain values first."""
+    """A bundle in `folder`/small-1.2.3; `change` edits the manifest's plain values first.
+
+    Codec, base rule and digests are made to fit the change, as by a program that trained so, unless
+    it is an edit `by_hand`.
+    """
     made = made or codec()
     if content is None:
         content = linear_network(len(made.features), len(made.knobs.names))
     data = yaml.safe_load(manifest_text(manifest(content, made)))
+    before = copy.deepcopy(data)
     change(data)
+    if not by_hand:
+        _fit(data, before)
     path = folder / "small-1.2.3"
     path.mkdir(parents=True)
     (path / NETWORK).write_bytes(content)
     (path / MANIFEST).write_text(yaml.safe_dump(data, sort_keys=False), encoding="utf-8")
     return path
+
+
+def _fit(data: dict[str, Any], before: dict[str, Any]) -> None:
+    digests = data["digests"]
+    for key in ("codec", "base"):
+        if data[key] != before[key]:
+            data["config"][key] = copy.deepcopy(data[key])
+            digests["config"] = digest_of(data["config"])
+    stated = {name: digest for name, digest in digests.items() if name != "manifest"}
+    with suppress(ValueError):  # not finite: refused before its digest matters
+        digests["manifest"] = digest_of({**data, "digests": stated})
 
 
 def with_codec(made: Codec, **config: object) -> Codec:

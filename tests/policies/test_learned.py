@@ -113,9 +113,11 @@ def test_it_travels_to_another_process(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_is_not_finite_is_a_failed_policy(tmp_path: Path) -> None:
-    made = bundles.codec()
-    content = bundles.linear_network(len(made.features), 4, weight=0.0, bias=float("nan"))
-    policy = build(bundles.write(tmp_path, made=made, content=content))
+    policy = build(bundles.write(tmp_path))
+    assert isinstance(policy.rule, LearnedRule)
+    content = bundles.linear_network(len(policy.rule.codec.features), 4, bias=float("nan"))
+    broken = replace(policy.rule.network, content=content)
+    policy = replace(policy, rule=replace(policy.rule, network=broken))
     history = History(KNOBS).observed(observation(0, np.random.default_rng(2)))
     fault = propose(policy, history)
     assert isinstance(fault, PolicyFault)
@@ -185,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "an unknown base rule": (
         lambda d: d["base"].update(policy="crystal_ball"),
-        "policy 'crystal_ball' is unknown",
+        "base.policy is 'crystal_ball'; expected one of hpa, static",
     ),
     "an unknown option of the base rule": (
         lambda d: d["base"]["options"].update(targt=3.0),
@@ -218,6 +220,19 @@ def test_refuses_a_bundle_with(
 def test_refuses_a_network_that_is(tmp_path: Path, content: bytes, message: str) -> None:
     path = bundles.write(tmp_path, content=content)
     with pytest.raises(BundleError, match=re.escape(message)):
+        build(path)
+
+
+def test_refuses_a_network_that_answers_no_number(tmp_path: Path) -> None:
+    path = bundles.write(tmp_path, content=bundles.linear_network(36, 4, bias=float("nan")))
+    with pytest.raises(BundleError, match=r"with something else than finite numbers of shape"):
+        build(path)
+
+
+def test_refuses_a_bundle_whose_base_rule_is_itself(tmp_path: Path) -> None:
+    itself = str(tmp_path / "small-1.2.3")
+    path = bundles.write(tmp_path, change=lambda d: d["base"].update(policy=itself, options={}))
+    with pytest.raises(BundleError, match=r"base\.policy is .*; expected one of hpa, static"):
         build(path)
 
 

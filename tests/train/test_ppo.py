@@ -244,7 +244,17 @@ def test_the_folders_name_gives_name_and_version(name: str, version: tuple[str, 
 
 @pytest.mark.parametrize(
     "name",
-    ["my policy-1.0.0", "x-01.2.3", "-1.0.0", "ümlaut-1.0.0", "x-1.2", "x-1.2.3.4", "x", "1.0.0"],
+    [
+        "my policy-1.0.0",
+        "x-01.2.3",
+        "-1.0.0",
+        "ümlaut-1.0.0",
+        "x-1.2",
+        "x-1.2.3.4",
+        "x-1.2.1٣",
+        "x",
+        "1.0.0",
+    ],
 )
 def test_refuses_a_name_that_no_bundle_can_have_before_any_work(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"expected NAME-MAJOR\.MINOR\.PATCH"):
@@ -256,6 +266,12 @@ def test_refuses_an_update_of_a_single_transition(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"ppo\.envs x rollout_ticks is 1; expected at least 2"):
         trained(tmp_path / "x-1.0.0", config(envs=1, rollout_ticks=1))
     assert not list(config(envs=1, rollout_ticks=2).problems())
+
+
+def test_refuses_a_bundle_as_base_rule(first: Path, tmp_path: Path) -> None:
+    on_bundle = ppo.replace(CONFIG, base=ppo.replace(CONFIG.base, policy=str(first), options={}))
+    with pytest.raises(ConfigError, match="a folder; expected hpa, static"):
+        trained(tmp_path / "x-1.0.0", on_bundle)
 
 
 def test_says_that_the_work_folder_cannot_be_made(tmp_path: Path) -> None:

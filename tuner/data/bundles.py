@@ -15,9 +15,9 @@ import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
@@ -38,9 +38,15 @@ Section = Mapping[str, object]
 
 _FORBID: Mapping[str, str] = {"extra": "forbid"}
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_VERSION = re.compile(r"(0|[1-9]\d*)\.(0|[1-9]\d*)\.(0|[1-9]\d*)")
+_VERSION = re.compile(r"(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)\.(0|[1-9][0-9]*)")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _TITLE = re.compile(f"({_NAME.pattern})-({_VERSION.pattern})")
+_TAKEN_FROM_ENV = {
+    "tick_s": ("env", "tick_s"),
+    "ttft_objective_s": ("env", "slo", "ttft_s"),
+    "tpot_objective_s": ("env", "slo", "tpot_s"),
+}
+"""Keys of the codec that training fills in -> where they stand in its configuration."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +113,8 @@ class Digests:
     """Of the columns of the training trace."""
     profile: str
     """Of the serving profile."""
+    manifest: str = ""
+    """Of the manifest without this field, see `sealed`."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +220,8 @@ def read_bundle(path: str | Path) -> Bundle:
 
     Raises:
         BundleError: a file is missing or too large; the manifest has an unknown schema or key or a
-            value of the wrong kind; a digest is not that of the content.
+            value of the wrong kind; two parts of it contradict each other; a digest is not that of
+            the content.
     """
     folder = Path(path)
     if not folder.is_dir():
@@ -220,11 +229,13 @@ def read_bundle(path: str | Path) -> Bundle:
         raise BundleError(
             f"{folder} {found}; expected a bundle, the folder that `tuner train --out` writes"
         )
-    manifest, digest = _read_manifest(folder / MANIFEST)
+    path = folder / MANIFEST
+    manifest, digest = _read_manifest(path)
     network = _read_network(folder / NETWORK)
     _check_digest(folder / NETWORK, sha256(network), manifest.digests.network)
-    config = digest_of(manifest.config)
-    _check_digest(f"{folder / MANIFEST}: config", config, manifest.digests.config)
+    config, whole = digest_of(manifest.config), sealed(manifest).digests.manifest
+    _check_digest(f"{path}: config", config, manifest.digests.config)
+    _check_digest(f"{path}: the manifest", whole, manifest.digests.manifest)
     return Bundle(path=folder, manifest=manifest, network=network, digest=digest)
 
 
@@ -258,11 +269,20 @@ def find_bundles(folder: Path) -> list[Path]:
 
 def manifest_text(manifest: Manifest) -> str:
     """The manifest as YAML, keys in the order of its fields, a line per knob and feature."""
-    # Through JSON, so that tuples become lists and nothing but plain values is written.
-    plain = json.loads(json.dumps(asdict(manifest), allow_nan=False))
     return yaml.safe_dump(
-        plain, sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
+        _plain(manifest), sort_keys=False, allow_unicode=True, width=100, default_flow_style=None
     )
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with its own digest: of all that it says but that digest.
+
+    It shows damage and edits by hand. It is no signature: whoever can write the folder can seal it
+    again.
+    """
+    plain = _plain(manifest)
+    del plain["digests"]["manifest"]
+    return replace(manifest, digests=replace(manifest.digests, manifest=digest_of(plain)))
 
 
 def sha256(content: bytes) -> str:
@@ -279,6 +299,12 @@ def digest_of(section: Section) -> str:
 def knob_ranges(knobs: KnobSpace) -> tuple[KnobRange, ...]:
     """A knob space as a manifest states it."""
     return tuple(KnobRange(s.name, s.low, s.high, s.default) for s in knobs.specs)
+
+
+def _plain(manifest: Manifest) -> dict[str, Any]:
+    """Through JSON, so that tuples become lists and nothing but plain values is left."""
+    plain: dict[str, Any] = json.loads(json.dumps(asdict(manifest), allow_nan=False))
+    return plain
 
 
 def _read_manifest(path: Path) -> tuple[Manifest, str]:
@@ -355,3 +381,22 @@ def _contradictions(manifest: Manifest) -> Iterator[str]:
         yield f"network.inputs is {shape.inputs}; expected {len(manifest.features)}, one a feature"
     if shape.outputs != len(manifest.knobs):
         yield f"network.outputs is {shape.outputs}; expected {len(manifest.knobs)}, one a knob"
+    yield from _departures(manifest)
+
+
+def _departures(manifest: Manifest) -> Iterator[str]:
+    """What the manifest says twice, once of itself and once in `config`, must be the same."""
+    twice: list[tuple[str, object, tuple[str, ...]]] = [
+        ("seed", manifest.seed, ("seed",)),
+        ("base.policy", manifest.base.policy, ("base", "policy")),
+        ("base.options", dict(manifest.base.options), ("base", "options")),
+        ("network.hidden", list(manifest.network.hidden), ("ppo", "hidden")),
+    ]
+    for key, value in manifest.codec.items():
+        twice.append((f"codec.{key}", value, _TAKEN_FROM_ENV.get(key, ("codec", key))))
+    for name, value, keys in twice:
+        stated: object = manifest.config
+        for key in keys:
+            stated = stated.get(key) if isinstance(stated, Mapping) else None
+        if stated is not None and stated != value:
+            yield f"{name} is {value!r}, but config.{'.'.join(keys)} is {stated!r}"

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import ClassVar
 
 from envs.config import EnvConfig
+from policies import POLICIES
 from policies.codec import CodecConfig
 from tuner.core.errors import ConfigError
 from tuner.data.bundles import BaseRule, Section
@@ -145,6 +147,8 @@ class TrainConfig:
             yield f"seed is {self.seed}; expected 0 to {2**31 - 1}"
         if self.warm_up_ticks < 0:
             yield f"warm_up_ticks is {self.warm_up_ticks}; expected at least 0"
+        if "/" in self.base.policy or Path(self.base.policy).is_dir():
+            yield f"base.policy is '{self.base.policy}', a folder; expected {', '.join(POLICIES)}"
         yield from self.ppo.problems()
         yield from self.validation.problems()
         try:

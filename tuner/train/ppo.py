@@ -48,6 +48,7 @@ from tuner.data.bundles import (
     digest_of,
     knob_ranges,
     name_and_version,
+    sealed,
     sha256,
 )
 from tuner.train import checkpoint as checkpoints
@@ -410,35 +411,37 @@ class Run:
         content, error = export(network, self.codec)
         name, version = self.place.name_and_version
         section = self.config.section
-        manifest = Manifest(
-            schema=SCHEMA,
-            name=name,
-            version=version,
-            trace=self.inputs.trace.name,
-            profile=self.inputs.profile.name,
-            seed=self.config.seed,
-            steps=steps,
-            knobs=knob_ranges(self.codec.knobs),
-            pinned=dict(self.codec.pinned),
-            features=feature_ranges(self.codec),
-            base=self.config.base,
-            codec=codec_section(self.codec.config),
-            network=NetworkShape(
-                inputs=len(self.codec.features),
-                hidden=self.config.ppo.hidden,
-                activation="tanh",
-                outputs=len(self.codec.knobs.names),
-                parity_error=error,
-            ),
-            results=results,
-            digests=Digests(
-                network=sha256(content),
-                config=digest_of(section),
-                trace=str(self.identity["trace"]),
-                profile=str(self.identity["profile"]),
-            ),
-            code=self.inputs.code,
-            config=section,
+        manifest = sealed(
+            Manifest(
+                schema=SCHEMA,
+                name=name,
+                version=version,
+                trace=self.inputs.trace.name,
+                profile=self.inputs.profile.name,
+                seed=self.config.seed,
+                steps=steps,
+                knobs=knob_ranges(self.codec.knobs),
+                pinned=dict(self.codec.pinned),
+                features=feature_ranges(self.codec),
+                base=self.config.base,
+                codec=codec_section(self.codec.config),
+                network=NetworkShape(
+                    inputs=len(self.codec.features),
+                    hidden=self.config.ppo.hidden,
+                    activation="tanh",
+                    outputs=len(self.codec.knobs.names),
+                    parity_error=error,
+                ),
+                results=results,
+                digests=Digests(
+                    network=sha256(content),
+                    config=digest_of(section),
+                    trace=str(self.identity["trace"]),
+                    profile=str(self.identity["profile"]),
+                ),
+                code=self.inputs.code,
+                config=section,
+            )
         )
         write_bundle(self.place.bundle, manifest, content)
         return manifest
