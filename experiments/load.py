@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 
 from experiments.readable import duration
+from tuner.core.errors import TraceError
 from tuner.core.gaps import GapMode, treat_gaps
 from tuner.core.trace import Gap, Trace
 from tuner.data import read_trace
@@ -19,9 +20,15 @@ def read_load(path: Path, gaps: GapMode, console: Console) -> Trace:
     """The trace in a file, its gaps treated as asked and told on the console.
 
     Raises:
-        TraceError: the file cannot be used, or it has gaps and they are to be an error.
+        TraceError: the file cannot be used, it has gaps and they are to be an error, or masked
+            gaps leave nothing of it.
     """
     trace, found = treat_gaps(read_trace(path), gaps)
+    if sum(gap.length_s for gap in trace.gaps) >= trace.last_arrival_s:
+        raise TraceError(
+            f"{path}: the masked gaps cover all of its {trace.last_arrival_s:g} s, so there is "
+            "nothing to score; record it again, or import it with --gaps keep"
+        )
     masked = tuple(gap for gap in found if gap in trace.gaps)
     warn_of(masked, console, masked=True)
     warn_of(tuple(gap for gap in found if gap not in masked), console, masked=False)

@@ -6,7 +6,6 @@ import math
 
 from experiments.statistics import Interval
 
-DASH = "–"
 NOTHING = "n/a"
 MINUS = "\N{MINUS SIGN}"
 

@@ -123,6 +123,7 @@ class TickTable:
             else:
                 # numpy turns None into NaN when asked for floats.
                 columns[field.name] = np.array(values, dtype=np.float64)
+        # Each column has its field's type by the branches above, which mypy cannot follow.
         return cls(**columns)  # type: ignore[arg-type]
 
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,12 @@ def require_report_extra() -> None:
     Raises:
         InputError: one is not installed.
     """
-    try:
-        import jinja2  # noqa: F401
-        import plotly  # noqa: F401
-    except ModuleNotFoundError as error:
-        raise InputError(
-            f"the report needs {error.name}, which is not installed; install deepseek-tuner[report]"
-        ) from error
+    for package in ("jinja2", "plotly"):
+        if find_spec(package) is None:
+            raise InputError(
+                f"the report needs {package}, which is not installed; "
+                "install deepseek-tuner[report]"
+            )
 
 
 def write_report(comparison: Comparison, run: Mapping[str, object], path: Path) -> None:

@@ -59,7 +59,7 @@ def test_every_module_says_what_it_is_for(path):
     assert ast.get_docstring(tree) or not tree.body
 
 
-def test_the_wheel_holds_the_four_packages(tmp_path):
+def test_the_wheel_is_declared_to_hold_the_four_packages():
     names = {line.strip() for line in _wheel_packages()}
     assert names == set(PACKAGES)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from rich.console import Console
 
 from experiments.folder import result_folder
+from experiments.load import read_load
 from experiments.report.timelines import _Buckets
 from experiments.simulate import SimulateRequest, simulate
 from tests.envs import worlds
-from tuner.core.errors import ConfigError, InputError, ProfileError
+from tuner.core.errors import ConfigError, InputError, ProfileError, TraceError
+from tuner.core.trace import Gap
 from tuner.data import write_trace
 from tuner.data.strict import parse_yaml
 
@@ -74,3 +77,11 @@ def test_yaml_that_python_cannot_hold_is_one_sentence(text):
 def test_a_timeline_without_any_value_is_empty():
     buckets = _Buckets(x=np.arange(3.0), of=np.array([0, 1, 2]), length_s=60.0)
     assert buckets.worst(np.full(3, np.nan)) == [None, None, None]
+
+
+def test_a_trace_that_is_all_gap_leaves_nothing_to_score(tmp_path):
+    whole = worlds.trace(100.0)
+    silent = replace(whole, gaps=(Gap(0.0, whole.last_arrival_s + 1),))
+    write_trace(silent, tmp_path / "silent.parquet")
+    with pytest.raises(TraceError, match="cover all of its"):
+        read_load(tmp_path / "silent.parquet", "keep", Console(quiet=True))
