@@ -18,6 +18,7 @@ from tuner.core.decision import (
     Reason,
     Source,
     Tick,
+    Verdict,
     arbitrate,
     arbitrate_arrays,
     propose,
@@ -228,6 +229,34 @@ def test_sentence_tells_from_what_to_what_who_and_why():
     assert sentence == (
         "replicas 4 -> 8 (policy): replicas 4 -> 20 is too large a step for one tick: 8"
     )
+
+
+VERDICT = Verdict("max_delta", Reason.StepTooLarge, "too large a step", "replicas")
+
+
+@pytest.mark.parametrize(
+    ("source", "verdicts", "why"),
+    [
+        (Source.POLICY, (), "the policy's word"),
+        (Source.FALLBACK, (), "the fallback's word"),
+        (Source.HOLD, (), ""),
+        (Source.POLICY, (VERDICT,), "too large a step"),
+    ],
+    ids=["policy", "fallback", "nobody decided", "a guardrail spoke"],
+)
+def test_the_why_is_the_guardrails_or_that_of_who_decided(source, verdicts, why):
+    decision = Decision(
+        at_s=0.0,
+        proposal=Proposal({}, why="the policy's word"),
+        fallback=Proposal({}, why="the fallback's word"),
+        settings=KnobSettings(replicas=4),
+        target=KnobSettings(replicas=5),
+        source=source,
+        verdicts=verdicts,
+    )
+    assert decision.why == why
+    said = f": {why}" if why else ""
+    assert decision.sentence() == f"replicas 4 -> 5 ({source}){said}"
 
 
 def test_fallback_has_its_own_width():

@@ -28,7 +28,7 @@ def test_row_and_back_keeps_every_field_and_none_stays_none(values):
 
 
 def test_fields_of_the_table_are_the_fields_of_the_type():
-    own = {"at_s", "window_s", "age_s", "settings", "replicas"}
+    own = {"at_s", "window_s", "age_s", "settings", "replicas", "ages_s", "estimates", "faults"}
     assert set(Observation.__dataclass_fields__) - own == set(FIELD_NAMES)
 
 

@@ -27,6 +27,8 @@ class Outer:
     parts: Mapping[str, Inner] = field(default_factory=dict)
     points: tuple[tuple[int, float], ...] = ()
     maybe: Inner | None = None
+    mixed: Mapping[str, float | int | str] = field(default_factory=dict)
+    rows: tuple[Inner, ...] = ()
 
 
 def built(text):
@@ -47,6 +49,8 @@ def test_builds_sections_lists_and_numbers_as_people_write_them():
         ("name: a\ncuont: 2", "f.yaml: cuont is not a known key; did you mean 'count'?"),
         ("name: a\nmaybe: {rat: 2}", "maybe.rat is not a known key; did you mean 'rate'?"),
         ("name: a\nparts: {x: {rat: 2}}", "parts.x.rat is not a known key; did you mean 'rate'?"),
+        ("name: a\nrows: [{}, {rat: 2}]", "rows[1].rat is not a known key; did you mean 'rate'?"),
+        ("name: a\nmixed: {x: [1]}", "f.yaml: mixed.x is [1]; expected a number or text"),
         ("name: a\nzzz: 2", "zzz is not a known key; known keys: name, count, inner"),
         ("name: a\ninner: {rate: .inf}", "inner.rate is inf; expected a finite number"),
         ("name: a\ninner: 3", "inner is 3; expected keys and values"),
@@ -65,6 +69,45 @@ def test_all_mistakes_come_at_once():
     with pytest.raises(ConfigError) as caught:
         built("cuont: 2\ninner: {rate: x}")
     assert len(str(caught.value).splitlines()) == 3
+
+
+def contradictions(value):
+    """Every rule of these sections is broken, whatever stands in the file."""
+    yield f"name is {value.name!r}; expected 'z'"
+    yield f"count is {value.count}; expected 7"
+    yield f"inner.rate is {value.inner.rate}; expected 7"
+    yield from (f"rows[{i}].rate is {row.rate}; expected 7" for i, row in enumerate(value.rows))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("name: a\ncount: '2'", {"count is '2'", "name is 'a'", "inner.rate is 1.0"}),
+        ("count: 2", {"name is missing", "count is 2", "inner.rate is 1.0"}),
+        ("name: a\ncuont: 2", {"cuont is not", "name is 'a'", "inner.rate is 1.0"}),
+        ("name: a\ninner: {zzz: 2}", {"inner.zzz", "name is 'a'", "count is 1", "inner.rate"}),
+        ("name: a\ninner: 3", {"inner is 3", "name is 'a'", "count is 1"}),
+        (
+            "name: a\nrows: [3, {rate: 2}, {rate: x}]",
+            {"rows[0] is 3", "rows[1].rate is 2", "rows[2].rate is 'x'", "name is 'a'"}
+            | {"count is 1", "inner.rate is 1.0"},
+        ),
+        ("name: a\npoints: [[1]]", {"points[0][1]", "name is", "count is", "inner.rate is"}),
+    ],
+    ids=["type", "missing", "typo of a key", "strange key", "section", "list", "short tuple"],
+)
+def test_contradictions_are_told_beside_wrong_types_but_not_about_them(text, told):
+    with pytest.raises(ConfigError) as caught:
+        build(
+            Outer,
+            parse_yaml(text, "f.yaml", ConfigError),
+            "f.yaml",
+            ConfigError,
+            contradictions=contradictions,
+        )
+    lines = [line.removeprefix("f.yaml: ") for line in str(caught.value).splitlines()]
+    assert len(lines) == len(told)
+    assert all(any(line.startswith(start) for line in lines) for start in told)
 
 
 def test_a_file_that_is_no_text_is_a_sentence(tmp_path):

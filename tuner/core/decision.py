@@ -8,11 +8,12 @@ sentences that people read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
 
 import numpy as np
 
+from tuner.core.faults import Fault
 from tuner.core.history import History, Memory
 from tuner.core.knobs import KnobSettings, KnobSpace
 from tuner.core.observation import Observation, ObservationArrays
@@ -59,6 +60,9 @@ class Proposal:
     """Replicas that the rule itself computed, before its windows; for reports."""
     log_prob: float | None = None
     """Log-probability of the action under the policy; None for deterministic rules."""
+    why: str = field(default="", compare=False)
+    """How the rule came to it, with the numbers it used, for people; empty where it does not say.
+    Not compared: other words do not make another proposal."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +116,18 @@ class Decision:
             if name in self.settings and self.settings[name] != value
         }
 
+    @property
+    def why(self) -> str:
+        """What the guardrails said; where they were quiet, what the rule that decided says."""
+        if self.verdicts:
+            return "; ".join(verdict.sentence for verdict in self.verdicts)
+        deciding = {Source.POLICY: self.proposal, Source.FALLBACK: self.fallback}.get(self.source)
+        return "" if deciding is None else deciding.why
+
     def sentence(self) -> str:
         """The decision in one line: from -> to, who decided, and why."""
         moves = ", ".join(f"{knob} {old} -> {new}" for knob, (old, new) in self.changes.items())
-        why = "; ".join(v.sentence for v in self.verdicts)
+        why = self.why
         return f"{moves or 'no change'} ({self.source})" + (f": {why}" if why else "")
 
 
@@ -138,8 +150,8 @@ class Receipt:
     at_s: float
     applied: KnobSettings
     """Settings that were really asked for; empty when the cluster refuses writes."""
-    refused: str | None = None
-    """Why nothing was written, or what part was not."""
+    faults: tuple[Fault, ...] = ()
+    """What was not written, or is not known to be, and why."""
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,14 @@ class History:
         return self.observations[-1]
 
     def observed(self, observation: Observation) -> History:
-        """This history, one observation later."""
+        """This history, one observation later.
+
+        One from before the latest was made by a clock that has been set back: then the history
+        begins anew. Every window would hold entries from the future, and a limit on the replicas
+        added in a minute would forbid more of them until the old time comes round again.
+        """
+        if self.observations and observation.at_s < self.now.at_s:
+            return History(self.knobs, (observation,))
         return replace(self, observations=(*self.observations, observation)[-LENGTH:])
 
     def decided(self, decision: Decision) -> History:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from tuner.core.faults import Fault
 from tuner.core.knobs import KnobSettings, KnobSpace
 
 
@@ -102,10 +103,17 @@ class Observation:
     window_s: float
     """Length of the window that rates and percentiles cover."""
     age_s: float | None = None
-    """Age of the newest sample at `at_s`; None when there is no sample at all."""
+    """Age at `at_s` of the newest sample, of the engines' own series where a source has several;
+    None when there is no sample at all."""
     settings: KnobSettings = field(default_factory=KnobSettings)
     """Knobs in force; a knob that could not be read is absent."""
     replicas: tuple[ReplicaObservation, ...] = ()
+    ages_s: Mapping[str, float] = field(default_factory=dict)
+    """Scalar field -> age of its newest sample, s; empty where all are as old as `age_s` says."""
+    estimates: tuple[str, ...] = ()
+    """Scalar fields that were worked out from others because no source measures them."""
+    faults: tuple[Fault, ...] = ()
+    """What could not be read, and why."""
 
     qps: float | None = None
     prompt_tokens_per_s: float | None = None
@@ -146,7 +154,8 @@ class Observation:
         replicas: tuple[ReplicaObservation, ...] = (),
     ) -> Observation:
         """The inverse of `row`: NaN becomes None."""
-        scalars = {
+        # mypy cannot see that these names are the scalar fields.
+        scalars: dict[str, Any] = {
             name: None if np.isnan(value) else float(value)
             for name, value in zip(FIELD_NAMES, row, strict=True)
         }
@@ -171,6 +180,9 @@ class Observation:
                 {f.name: getattr(replica, f.name) for f in fields(replica)}
                 for replica in self.replicas
             ],
+            "ages_s": dict(self.ages_s),
+            "estimates": list(self.estimates),
+            "faults": [fault.to_json() for fault in self.faults],
             **scalars,
         }
 
@@ -186,7 +198,15 @@ class Observation:
             ReplicaObservation(**{**replica, "state": ReplicaState(replica["state"])})
             for replica in data["replicas"]
         )
-        return cls(**{**data, "settings": KnobSettings(data["settings"]), "replicas": replicas})
+        return cls(
+            **{
+                **data,
+                "settings": KnobSettings(data["settings"]),
+                "replicas": replicas,
+                "estimates": tuple(data["estimates"]),
+                "faults": tuple(Fault.from_json(fault) for fault in data["faults"]),
+            }
+        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,10 @@ class Slo:
     the share of requests within them can be read exactly on a live fleet too.
     """
 
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+    }
 
     ttft_s: float = 2.5
     """Longest time to the first token, s."""

@@ -30,6 +30,13 @@ def replacing(path: Path) -> Iterator[Path]:
         raise InputError(f"{path}: folder {folder} is not writable; name another file")
     temporary = folder / f".{path.name}.{os.getpid()}.part"
     try:
+        # For root, access() calls every folder writable: /proc and read-only mounts too.
+        temporary.touch()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror}); name another file"
+        ) from error
+    try:
         yield temporary
         os.replace(temporary, path)
     finally:

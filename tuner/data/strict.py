@@ -6,6 +6,7 @@ A dataclass that stands for a section of a file refuses unknown keys when it car
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import re
@@ -14,7 +15,7 @@ from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -23,6 +24,12 @@ from pydantic_core import ErrorDetails
 from tuner.core.errors import InputError
 
 T = TypeVar("T")
+
+Location = tuple[int | str, ...]
+"""Keys and indices that lead to a value."""
+
+_MOST_REPAIRS = 8
+"""Rounds of leaving out what is wrong; each goes one level deeper, and files have a few."""
 
 
 def read_text(path: Path, what: str, error: type[InputError], *, hint: str = "") -> str:
@@ -87,24 +94,98 @@ def build(
     Args:
         kind: the dataclass.
         source: file or name, for messages.
-        contradictions: sentences about values that are out of range or at odds with each other;
-            asked once the types are right.
+        contradictions: sentences about values that are out of range or at odds with each other,
+            each beginning with the path of its key. Where some types are wrong they are asked
+            about the rest, so that a file is mended in one go.
         hint: where to look for a missing key.
 
     Raises:
         InputError: of the given type, one line per mistake.
     """
-    try:
-        # Through JSON, because strict mode takes a list for a tuple only there.
-        value = TypeAdapter(kind).validate_json(json.dumps(data, default=str), strict=True)
-    except ValidationError as failed:
-        details = failed.errors(include_url=False)
-        problems = [_sentence(kind, detail, hint) for detail in details]
-    else:
-        problems = [*_non_finite(value), *contradictions(value)]
-    if problems:
+    value, details = _validated(kind, data)
+    problems = list(dict.fromkeys(_sentence(kind, detail, hint) for detail in details))
+    lost = [_blamed(kind, detail) for detail in details]
+    if details:
+        value = _repaired(kind, data, details)
+    if value is not None:
+        more = [*_non_finite(value), *contradictions(value)]
+        problems += [sentence for sentence in more if not _touches(sentence, lost)]
+    if problems or value is None:
         raise error("\n".join(f"{source}: {problem}" for problem in problems))
     return value
+
+
+def _validated(kind: type[T], data: Mapping[str, Any]) -> tuple[T | None, list[ErrorDetails]]:
+    try:
+        # Through JSON, because strict mode takes a list for a tuple only there.
+        return TypeAdapter(kind).validate_json(json.dumps(data, default=str), strict=True), []
+    except ValidationError as failed:
+        return None, failed.errors(include_url=False)
+
+
+def _repaired(kind: type[T], data: Mapping[str, Any], details: list[ErrorDetails]) -> T | None:
+    """The dataclass without what is wrong in its file, stand-ins where something is needed.
+
+    Only good for finding the other mistakes. None where it cannot be had.
+    """
+    rest = copy.deepcopy(dict(data))
+    for _ in range(_MOST_REPAIRS):
+        for detail in details:
+            _repair(kind, rest, detail)
+        value, details = _validated(kind, rest)
+        if value is not None:
+            return value
+    return None
+
+
+def _repair(kind: type[Any], rest: Any, detail: ErrorDetails) -> None:
+    """Leave out one wrong value; put a stand-in where it is missing or stands in a list."""
+    wanted, loc = _type_at(kind, detail["loc"])
+    if not loc:
+        return
+    for part in loc[:-1]:
+        try:
+            rest = rest[part]
+        except (KeyError, IndexError, TypeError):
+            return  # left out already, with what is around it
+    key = loc[-1]
+    if isinstance(rest, list) and isinstance(key, int):
+        rest[key : key + 1] = [_stand_in(wanted)]
+    elif isinstance(rest, dict) and detail["type"] == "missing":
+        rest[key] = _stand_in(wanted)
+    elif isinstance(rest, dict):
+        rest.pop(key, None)
+
+
+def _stand_in(wanted: Any) -> object:
+    """A value of this type, whatever it says."""
+    origin = get_origin(wanted)
+    if origin is Literal:
+        return get_args(wanted)[0]
+    if origin in (Union, UnionType):
+        return _stand_in(get_args(wanted)[0])
+    if origin is tuple:
+        return []
+    return {str: "", int: 1, float: 1.0, bool: False}.get(wanted, {})
+
+
+def _blamed(kind: type[Any], detail: ErrorDetails) -> str:
+    """Key path of what a mistake makes unknown: of an unknown key, the one that was meant."""
+    _, loc = _type_at(kind, detail["loc"])
+    if detail["type"] == "unexpected_keyword_argument":
+        near = get_close_matches(str(loc[-1]), _known_keys(kind, loc[:-1]), n=1)
+        return _key_path((*loc[:-1], near[0] if near else loc[-1]))
+    return _key_path(loc)
+
+
+def _touches(sentence: str, lost: Iterable[str]) -> bool:
+    """Whether a sentence begins with a lost key path, or one above or below it."""
+    path = sentence.split(" ", 1)[0].rstrip(":")
+    return any(_above(path, other) or _above(other, path) for other in lost)
+
+
+def _above(path: str, other: str) -> bool:
+    return other == path or other.startswith((f"{path}.", f"{path}["))
 
 
 class _Loader(yaml.SafeLoader):
@@ -136,15 +217,18 @@ _Loader.add_constructor("tag:yaml.org,2002:map", _mapping_without_duplicates)
 
 def _sentence(kind: type[Any], detail: ErrorDetails, hint: str) -> str:
     """One mistake that pydantic found, in our words."""
-    path = _key_path(detail["loc"])
+    wanted, loc = _type_at(kind, detail["loc"])
+    path = _key_path(loc)
     problem = detail["type"]
     if problem == "unexpected_keyword_argument":
-        known = _known_keys(kind, detail["loc"][:-1])
-        near = get_close_matches(str(detail["loc"][-1]), known, n=1)
+        known = _known_keys(kind, loc[:-1])
+        near = get_close_matches(str(loc[-1]), known, n=1)
         did_you_mean = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
         return f"{path} is not a known key; {did_you_mean}"
     if problem == "missing":
         return f"{path} is missing; add it{hint}"
+    if loc != detail["loc"]:
+        return f"{path} is {detail['input']!r}; expected {_choice(wanted)}"
     expected = {
         "int_type": "a whole number",
         "int_from_float": "a whole number",
@@ -159,24 +243,44 @@ def _sentence(kind: type[Any], detail: ErrorDetails, hint: str) -> str:
     return f"{path} is {detail['input']!r}; expected {expected}"
 
 
-def _key_path(loc: tuple[int | str, ...]) -> str:
+def _choice(union: Any) -> str:
+    """A union of plain types in words: a number or text."""
+    words = {float: "a number", int: "a number", str: "text", bool: "true or false"}
+    return " or ".join(dict.fromkeys(words.get(kind, str(kind)) for kind in get_args(union)))
+
+
+def _key_path(loc: Location) -> str:
     path = ""
     for part in loc:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
     return path
 
 
-def _known_keys(kind: type[Any], loc: tuple[int | str, ...]) -> list[str]:
+def _known_keys(kind: type[Any], loc: Location) -> list[str]:
     """Keys of the section at `loc`."""
-    section: Any = kind
-    for part in loc:
+    section, _ = _type_at(kind, loc)
+    return [field.name for field in fields(section)] if is_dataclass(section) else []
+
+
+def _type_at(kind: Any, loc: Location) -> tuple[Any, Location]:
+    """The type that belongs at `loc`, and `loc` without what pydantic appends.
+
+    Of a value that may be one of several types pydantic tells each one's complaint, with the
+    name of the type as one more part: the path ends before it.
+    """
+    section = kind
+    for place, part in enumerate(loc):
         if is_dataclass(section):
             section = get_type_hints(section).get(str(part), object)
+        elif get_origin(section) in (Union, UnionType):
+            return section, loc[:place]
         else:  # a mapping or list of sections: every part leads to its last argument
-            section = get_args(section)[-1] if get_args(section) else object
+            arguments = [kind for kind in get_args(section) if kind is not Ellipsis]
+            section = arguments[-1] if arguments else object
         if get_origin(section) in (Union, UnionType):
-            section = next(kind for kind in get_args(section) if kind is not NoneType)
-    return [field.name for field in fields(section)] if is_dataclass(section) else []
+            kinds = [kind for kind in get_args(section) if kind is not NoneType]
+            section = kinds[0] if len(kinds) == 1 else section
+    return section, loc
 
 
 def _non_finite(value: Any, path: str = "") -> Iterator[str]:
