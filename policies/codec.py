@@ -78,6 +78,7 @@ from numpy.typing import NDArray
 
 from policies.rule import Rule, RuleResult
 from tuner.core.errors import ConfigError
+from tuner.core.figures import figure
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import COLUMN, REPLICA_STATES, ObservationArrays, ReplicaState
 from tuner.core.protocols import FloatArray
@@ -403,6 +404,62 @@ class Codec:
         own[:, _LAST_ACTION] = cut[:, self._replicas]
         return self._bounded(settings), memory
 
+    def why(
+        self, row: int, action: NDArray[np.floating], now: ObservationArrays, seen: Seen, base: str
+    ) -> str:
+        """How `act` came to the settings of one row, in one line, of the numbers it used.
+
+        Args:
+            row: the target.
+            action: as given to `act`.
+            now: as given to `act`.
+            seen: as given to `act`.
+            base: the name of the base rule.
+        """
+        one = slice(row, row + 1)
+        cut = np.clip(np.asarray(action[one], dtype=np.float64), self.action_low, self.action_high)
+        said = []
+        if "replicas" not in self.moves:
+            said.append(f"{base}: {seen.base.why(row)}")
+        elif self.config.replica_action == "factor":
+            said.append(self._why_factor(row, cut[:, self._replicas], seen, base))
+        else:
+            said.append(self._why_step(float(cut[0, self._replicas]), now.settings[row]))
+        for name in self.moves:
+            if name != "replicas":
+                column = self.knobs.column(name)
+                said.append(f"{name} {self._absolute(cut[:, column], column)[0]:.0f} by its head")
+        return "; ".join(said)
+
+    def _why_factor(self, row: int, action: FloatArray, seen: Seen, base: str) -> str:
+        need = float(seen.base.need[row])
+        if not np.isfinite(need):
+            return f"{base} cannot tell the need: {seen.base.why(row)}"
+        factor = float(self._factor(action)[0])
+        spec = self.knobs.specs[self._replicas]
+        asked = float(np.ceil(need * factor))
+        wanted = float(np.clip(asked, spec.low, spec.high))
+        said = f"x{factor:.2f} on {base}'s need of {figure(need)}: {figure(asked)}"
+        if wanted != asked:
+            said += f", {'at most' if wanted < asked else 'at least'} {wanted:.0f} allowed"
+        held = self._held_now(seen.memory[row : row + 1, self.base.memory_size :])[0]
+        if held > wanted:
+            said += f", held at {held:.0f} by the window of {self.config.hold_s:g} s"
+        return said
+
+    def _why_step(self, action: float, in_force: FloatArray) -> str:
+        replicas = float(in_force[self._replicas])
+        if np.isnan(replicas):
+            return "the replicas in force are not known"
+        step = float(np.rint(action * self.config.max_step))
+        asked = replicas + step
+        spec = self.knobs.specs[self._replicas]
+        wanted = float(np.clip(asked, spec.low, spec.high))
+        said = f"{step:+.0f} on the {replicas:.0f} in force: {asked:.0f}"
+        if wanted != asked:
+            said += f", {'at most' if wanted < asked else 'at least'} {wanted:.0f} allowed"
+        return said
+
     # Memory ----------------------------------------------------------------------------------
 
     def _remember(
@@ -525,12 +582,17 @@ class Codec:
 
     def _factored(self, action: FloatArray, base: RuleResult) -> FloatArray:
         """`(n,)` replicas that need x factor asks for, NaN where the need is not known."""
-        low, high = np.log(self.config.factor_low), np.log(self.config.factor_high)
-        factor = np.exp(np.where(action < 0, -action * low, action * high))
+        factor = self._factor(action)
         need = np.where(np.isfinite(base.need), base.need, np.nan)
         spec = self.knobs.specs[self._replicas]
         wanted: FloatArray = np.clip(np.ceil(need * factor), spec.low, spec.high)
         return wanted
+
+    def _factor(self, action: FloatArray) -> FloatArray:
+        """`(n,)` what the action multiplies the need by."""
+        low, high = np.log(self.config.factor_low), np.log(self.config.factor_high)
+        factor: FloatArray = np.exp(np.where(action < 0, -action * low, action * high))
+        return factor
 
     def _held(self, own: FloatArray, wanted: FloatArray) -> FloatArray:
         """`wanted`, written into the ring, raised to the largest wish of the last `hold_s`."""

@@ -15,6 +15,7 @@ import numpy as np
 from policies.hpa_behavior import Layout, normalize, proposed, remember, seed, settle
 from policies.hpa_metrics import evaluate
 from policies.hpa_spec import METRIC_TYPES, TARGET_TYPES, Behavior, HpaConfig, MetricSpec
+from policies.hpa_words import HpaWords
 from policies.options import Options
 from policies.rule import RulePolicy, RuleResult
 from tuner.core.errors import ConfigError
@@ -63,16 +64,16 @@ class HpaRule:
         forced = enabled & ((n < low) | (n > high))
         decided = enabled & ~forced & ~np.isnan(answer.desired)
         raw = np.where(decided, answer.desired, np.nan)
-        target = np.where(
-            decided, normalize(self.config, state, now.at_s, n, raw, low, high), np.nan
-        )
+        paced = normalize(self.config, state, now.at_s, n, raw, low, high)
+        target = np.where(decided, paced.replicas, np.nan)
         target = np.where(forced, np.clip(n, low, high), target)
         remember(state, decided, now.at_s, raw)
         proposed(self.config, state, decided | forced, now.at_s, n, target)
 
         settings = np.full(now.settings.shape, np.nan)
         settings[:, column] = target
-        return RuleResult(settings=settings, raw=raw, need=answer.need, memory=memory)
+        words = HpaWords(self.config, n, low, high, answer, paced)
+        return RuleResult(settings=settings, raw=raw, need=answer.need, memory=memory, why=words)
 
     def bounds(self, knobs: KnobSpace) -> tuple[float, float]:
         """Fewest and most replicas: as configured, else the knob's range, never 0."""

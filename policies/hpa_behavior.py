@@ -201,6 +201,16 @@ def remember(state: State, rows: BoolArray, at_s: FloatArray, raw: FloatArray) -
     state.recommended.put(rows, state.recommended.oldest(), at_s, raw)
 
 
+@dataclass(frozen=True)
+class Paced:
+    """What windows, rate limits and bounds made of recommendations for n targets."""
+
+    stable: FloatArray
+    """`(n,)` after the window alone."""
+    replicas: FloatArray
+    """`(n,)` to ask for."""
+
+
 def normalize(
     config: HpaConfig,
     state: State,
@@ -209,8 +219,8 @@ def normalize(
     raw: FloatArray,
     low: float,
     high: float,
-) -> FloatArray:
-    """`(n,)` replicas to ask for after windows, rate limits and bounds.
+) -> Paced:
+    """Replicas to ask for after windows, rate limits and bounds.
 
     Args:
         config: windows and policies.
@@ -226,7 +236,7 @@ def normalize(
     if config.behavior is None:
         # An old high recommendation lifts n here: this window is not a clamp.
         most = np.minimum(high, np.maximum(2 * n, 4))
-        return np.minimum(np.maximum(highest, low), most)
+        return Paced(highest, np.minimum(np.maximum(highest, low), most))
 
     lowest = seen.smallest(at_s, config.up_window_s, raw)
     stable = np.minimum(np.maximum(n, lowest), highest)
@@ -234,7 +244,7 @@ def normalize(
     least = np.minimum(_down_limit(config, state, at_s, n), n)
     risen = np.minimum(stable, np.minimum(most, high))
     fallen = np.maximum(stable, np.maximum(least, low))
-    return np.where(stable > n, risen, np.where(stable < n, fallen, stable))
+    return Paced(stable, np.where(stable > n, risen, np.where(stable < n, fallen, stable)))
 
 
 def _up_limit(config: HpaConfig, state: State, at_s: FloatArray, n: FloatArray) -> FloatArray:

@@ -30,7 +30,7 @@ from tuner.core.observation import (
     ObservationArrays,
     ReplicaState,
 )
-from tuner.core.protocols import BoolArray, FloatArray
+from tuner.core.protocols import BoolArray, FloatArray, IntArray
 
 MILLI = 1000.0
 """HPA counts in thousandths."""
@@ -44,12 +44,32 @@ _DRAINING = REPLICA_STATES.index(ReplicaState.DRAINING)
 
 @dataclass(frozen=True)
 class MetricAnswer:
-    """What one metric, or all of them together, say about n targets."""
+    """What one metric says about n targets, and of what numbers."""
 
     desired: FloatArray
     """`(n,)` proposed replicas, whole; NaN where the metric gives an error."""
     need: FloatArray
     """`(n,)` the number that was rounded up, or would have been outside the tolerance."""
+    stays: BoolArray
+    """`(n,)` where the tolerance, or a guess about unseen pods, kept the count as it is."""
+    usage: FloatArray
+    """`(n,)` thousandths of the metric's unit: of the fleet; Pods: mean of those that report."""
+    over: FloatArray
+    """`(n,)` replicas that the usage is held against: existing, ready or reporting ones."""
+    guessed: IntArray
+    """`(n,)` pods whose usage was guessed; 0 for all but Pods metrics."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What all metrics together say about n targets."""
+
+    desired: FloatArray
+    """`(n,)` proposed replicas, whole; NaN where HPA reports an error."""
+    need: FloatArray
+    """`(n,)` the largest need of any metric."""
+    answers: tuple[MetricAnswer, ...]
+    """One per metric, in the order of the configuration."""
 
 
 def milli(values: FloatArray) -> FloatArray:
@@ -58,7 +78,7 @@ def milli(values: FloatArray) -> FloatArray:
     return np.ceil(np.round(finite * MILLI, NANO_OF_MILLI))
 
 
-def evaluate(config: HpaConfig, now: ObservationArrays, n: FloatArray) -> MetricAnswer:
+def evaluate(config: HpaConfig, now: ObservationArrays, n: FloatArray) -> Evaluation:
     """The largest valid proposal, NaN where HPA reports an error and keeps n.
 
     That is where no metric is valid, and where one is invalid and the others would scale down: a
@@ -69,14 +89,15 @@ def evaluate(config: HpaConfig, now: ObservationArrays, n: FloatArray) -> Metric
         now: what was observed.
         n: `(n,)` replicas in `spec.replicas`.
     """
-    answers = [_answer(metric, config, now, n) for metric in config.metrics]
+    answers = tuple(_answer(metric, config, now, n) for metric in config.metrics)
     desired = np.stack([answer.desired for answer in answers])
     largest = np.fmax.reduce(desired, axis=0)
     broken = np.isnan(desired)
     error = broken.all(axis=0) | (broken.any(axis=0) & (largest < n))
-    return MetricAnswer(
+    return Evaluation(
         desired=np.where(error, np.nan, np.maximum(largest, 0.0)),
         need=np.fmax.reduce(np.stack([answer.need for answer in answers]), axis=0),
+        answers=answers,
     )
 
 
@@ -89,11 +110,11 @@ def _answer(
     usage = milli(now.column(metric.name))
     if metric.target_type == "Value":
         return _value(usage, target, config, now, n)
-    return _average_value(usage, target, config, now)
+    return _average_value(usage, target, config, now, n)
 
 
 def _average_value(
-    usage: FloatArray, target: float, config: HpaConfig, now: ObservationArrays
+    usage: FloatArray, target: float, config: HpaConfig, now: ObservationArrays, n: FloatArray
 ) -> MetricAnswer:
     """External or Object metric against a target per replica: ceil(usage / target).
 
@@ -106,7 +127,7 @@ def _average_value(
         within = _within(usage / (target * exist), config)
     need = np.where(np.isnan(exist), np.nan, usage / target)
     desired = np.where(within, exist, np.ceil(need))
-    return MetricAnswer(desired, need)
+    return MetricAnswer(desired, need, within, usage, exist, np.zeros(len(n), dtype=np.int64))
 
 
 def _value(
@@ -122,7 +143,8 @@ def _value(
     ready = now.column("ready_replicas") + np.nan_to_num(now.column("draining_replicas"))
     need = np.where(n == 0, ratio, ratio * ready)
     stay = _within(ratio, config) & (n != 0)
-    return MetricAnswer(np.where(stay, n, np.ceil(need)), need)
+    desired = np.where(stay, n, np.ceil(need))
+    return MetricAnswer(desired, need, stay, usage, ready, np.zeros(len(n), dtype=np.int64))
 
 
 def _pods(
@@ -143,7 +165,8 @@ def _pods(
     total = np.where(seen, samples, 0.0).sum(axis=1)
 
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.floor(total / reporting) / target
+        mean = np.floor(total / reporting)
+        ratio = mean / target
         up, down = ratio > 1.0, ratio < 1.0
         idle = np.where(up, pending, 0)
         guessed = np.where(up | down, missing, 0)
@@ -158,8 +181,14 @@ def _pods(
     against = ((adjusted < 1.0) & (proposal > n)) | ((adjusted > 1.0) & (proposal < n))
     stay = np.where(complete, _within(ratio, config), _within(adjusted, config) | turned | against)
     desired = np.where(stay, n, proposal)
+    silent = reporting == 0
     return MetricAnswer(
-        np.where(reporting == 0, np.nan, desired), np.where(reporting == 0, np.nan, need)
+        desired=np.where(silent, np.nan, desired),
+        need=np.where(silent, np.nan, need),
+        stays=stay,
+        usage=mean,
+        over=reporting.astype(np.float64),
+        guessed=guessed + idle,
     )
 
 

@@ -122,6 +122,8 @@ class LearnedRule:
 
     codec: Codec
     network: OnnxNetwork
+    base_name: str
+    """Name of the base rule, for people."""
 
     @property
     def memory_size(self) -> int:
@@ -138,7 +140,13 @@ class LearnedRule:
         if not np.isfinite(action).all():
             raise PermanentError(f"{self.network.source}: the network's answer is not finite")
         settings, after = self.codec.act(action, now, seen)
-        return RuleResult(settings=settings, raw=seen.base.raw, need=seen.base.need, memory=after)
+
+        def why(row: int) -> str:
+            return self.codec.why(row, action, now, seen, self.base_name)
+
+        return RuleResult(
+            settings=settings, raw=seen.base.raw, need=seen.base.need, memory=after, why=why
+        )
 
 
 def learned_policy(
@@ -184,7 +192,7 @@ def learned_policy(
         outputs=len(knobs.names),
     )
     _check_answers(network, codec)
-    return RulePolicy(manifest.title, LearnedRule(codec, network))
+    return RulePolicy(manifest.title, LearnedRule(codec, network, manifest.base.policy))
 
 
 def codec_config(section: Section, source: str) -> CodecConfig:

@@ -6,6 +6,7 @@ the same arithmetic for the control loop, as the batch of one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,11 @@ from tuner.core.decision import Proposal
 from tuner.core.history import History
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
+
+
+def _silent(row: int) -> str:
+    """A rule that does not say why."""
+    return ""
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,9 @@ class RuleResult:
     """`(n,)` replicas that the load asks for, not rounded, before any tolerance; NaN likewise."""
     memory: FloatArray
     """`(n, memory_size)` to hand back at the next tick; NaN in an empty place."""
+    why: Callable[[int], str] = _silent
+    """From a row to how the rule came to it, in one line, of the numbers it used. Never raises.
+    Words cost more than the arithmetic, so they are made for who asks: never in training."""
 
 
 class Rule(Protocol):
@@ -67,6 +76,7 @@ def propose_one(rule: Rule, history: History) -> Proposal:
         settings=wanted,
         memory=tuple(float(value) for value in result.memory[0]),
         raw=None if np.isnan(raw) else raw,
+        why=result.why(0),
     )
 
 

@@ -28,6 +28,10 @@ class StaticRule:
     def memory_size(self) -> int:
         return 0
 
+    def why(self, row: int) -> str:
+        """See `RuleResult.why`."""
+        return "fixed settings" if self.settings else "no settings of its own: all stays as it is"
+
     def decide(self, now: ObservationArrays, memory: FloatArray) -> RuleResult:
         n = len(now.at_s)
         return RuleResult(
@@ -35,6 +39,7 @@ class StaticRule:
             raw=np.full(n, self.settings.get("replicas", np.nan)),
             need=np.full(n, np.nan),
             memory=memory,
+            why=self.why,
         )
 
 

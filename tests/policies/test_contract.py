@@ -93,6 +93,12 @@ def test_knows_only_knobs_of_the_target(policy):
     assert set(policy.propose(History(KNOBS).observed(HEALTHY)).settings) <= set(KNOBS.names)
 
 
+def test_says_why_in_one_line(policy):
+    why = policy.propose(History(KNOBS).observed(HEALTHY)).why
+    assert why
+    assert len(why.splitlines()) == 1
+
+
 @given(run=st.lists(observations, min_size=1, max_size=6))
 @settings(max_examples=30, deadline=None)
 def test_memory_has_one_size_and_goes_through_text_and_back(run):

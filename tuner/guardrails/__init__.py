@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from tuner.core.decision import Guardrails
 from tuner.core.protocols import Limit, Trip
 from tuner.guardrails.bounds import Bounds
-from tuner.guardrails.max_delta import MaxDelta
+from tuner.guardrails.max_delta import DEFAULT_STEPS, MaxDelta, Step
 from tuner.guardrails.policy_failure import PolicyFailure
 from tuner.guardrails.stale_metrics import StaleMetrics
 
@@ -30,6 +30,20 @@ def default_guardrails() -> Guardrails:
     )
 
 
+def guardrails_with(*, max_age_s: float, steps: Mapping[str, Step]) -> Guardrails:
+    """Every guardrail, with the widths that a user may set.
+
+    Args:
+        max_age_s: oldest sample, s, on which a policy is trusted.
+        steps: knob -> largest step in one tick, in place of the default for that knob.
+    """
+    trips: dict[str, Trip] = {name: make() for name, make in TRIPS.items()}
+    limits: dict[str, Limit] = {name: make() for name, make in LIMITS.items()}
+    trips["stale_metrics"] = StaleMetrics(max_age_s=max_age_s)
+    limits["max_delta"] = MaxDelta({**DEFAULT_STEPS, **steps})
+    return Guardrails(tuple(trips.values()), tuple(limits.values()))
+
+
 __all__ = [
     "LIMITS",
     "TRIPS",
@@ -38,4 +52,5 @@ __all__ = [
     "PolicyFailure",
     "StaleMetrics",
     "default_guardrails",
+    "guardrails_with",
 ]

@@ -16,12 +16,19 @@ from tuner.core.protocols import BoolArray, FloatArray
 class Step:
     """Largest change in one tick, by who decides; None is no limit."""
 
-    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+    __pydantic_config__: ClassVar[Mapping[str, object]] = {
+        "extra": "forbid",
+        "use_attribute_docstrings": True,
+    }
 
     up: int | None = None
+    """Largest rise where the policy decides."""
     down: int | None = None
+    """Largest fall where the policy decides."""
     fallback_up: int | None = None
+    """Largest rise where the fallback decides."""
     fallback_down: int | None = None
+    """Largest fall where the fallback decides."""
 
 
 DEFAULT_STEPS: Mapping[str, Step] = {

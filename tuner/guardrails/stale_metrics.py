@@ -7,12 +7,22 @@ from dataclasses import dataclass
 import numpy as np
 
 from tuner.core.decision import Reason, Tick
-from tuner.core.observation import COLUMN
+from tuner.core.observation import COLUMN, Observation
 from tuner.core.protocols import IntArray
 
 REQUIRED = ("qps", "output_tokens_per_s", "in_flight", "ready_replicas")
 """Fields that exist on every healthy fleet, idle ones too. Latency is not among them: without
 traffic there is none, and that is a valid observation."""
+
+RATES = frozenset({"qps", "output_tokens_per_s"})
+"""Of those, what is a difference of two looks at counters: the first look of a controller that
+reads pages itself has none."""
+
+
+def lacks_only_rates(observation: Observation) -> bool:
+    """Whether nothing is missing but what needs two looks, as after a start."""
+    absent = {field for field in REQUIRED if getattr(observation, field) is None}
+    return bool(absent) and absent <= RATES and observation.age_s is not None
 
 
 @dataclass(frozen=True)
@@ -39,4 +49,7 @@ class StaleMetrics:
                 f"{self.max_age_s:.0f} s; is the metrics source up?"
             )
         absent = [field for field in self.required if np.isnan(tick.now.values[row, COLUMN[field]])]
-        return f"no value for {', '.join(absent) or 'any field'}; is every pod scraped?"
+        ask = "is every pod scraped?"
+        if absent and RATES.issuperset(absent):
+            ask = f"a rate needs two looks, so the first tick has none; if it goes on, {ask}"
+        return f"no value for {', '.join(absent) or 'any field'}; {ask}"
