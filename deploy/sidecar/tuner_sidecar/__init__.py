@@ -1,0 +1,1 @@
+"""The runtime-config contract beside an engine that does not speak it: SGLang, Triton."""
