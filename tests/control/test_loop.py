@@ -9,7 +9,7 @@ import pytest
 
 from tests.control import golden
 from tests.envs import worlds
-from tuner.control.loop import ticks
+from tuner.control.loop import borders, ticks
 from tuner.control.replay import read_records, replay, write_records
 from tuner.core.audit import MemoryAudit
 from tuner.core.clock import VirtualClock
@@ -121,6 +121,30 @@ def test_a_slow_tick_is_followed_by_the_next_border_not_by_a_burst():
     assert [record.observation.at_s for record in audit.records] == [0.0, 45.0, 90.0]
 
 
+class SetBack(VirtualClock):
+    """Set back by an hour while the third tick runs; notes every sleep."""
+
+    def __init__(self) -> None:
+        super().__init__(10_000.0)
+        self.slept_s: list[float] = []
+
+    def sleep_until(self, at_s: float) -> None:
+        self.slept_s.append(at_s - self.now_s())
+        super().sleep_until(at_s)
+
+
+def test_a_clock_that_is_set_back_delays_no_tick():
+    clock = SetBack()
+    ticking = borders(clock, 15.0)
+    at_s = []
+    for number in range(6):
+        at_s.append(next(ticking))
+        if number == 2:
+            clock._now_s -= 3600.0
+    assert clock.slept_s == [15.0] * 5
+    assert at_s == [10_000.0, 10_015.0, 10_030.0, 6445.0, 6460.0, 6475.0]
+
+
 def test_a_recorded_tick_list_gives_the_same_decisions_again(tmp_path):
     _, audit = run(30)
     sources = {decision.source for decision in audit.decisions}
@@ -137,7 +161,7 @@ def test_replay_is_refused_writes():
     again = replay(
         [r.to_json() for r in audit.records], KNOBS, Counts(), default_guardrails(), Counts()
     )
-    assert all(record.receipt.refused for record in again)
+    assert all(record.receipt.faults for record in again)
 
 
 def test_a_broken_recording_is_named_with_its_line(tmp_path):

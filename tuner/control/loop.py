@@ -45,14 +45,23 @@ def ticks(
     *,
     every_s: float,
 ) -> Iterator[History]:
-    """Tick for ever, one tick each `every_s` seconds; yields the history after each.
+    """Tick for ever, one tick each `every_s` seconds; yields the history after each."""
+    for _ in borders(clock, every_s):
+        history = tick(cluster, history, policy, guardrails, fallback, audit, mode)
+        yield history
 
-    A tick that takes longer than its period is followed by the next border, not by a burst.
+
+def borders(clock: Clock, every_s: float) -> Iterator[float]:
+    """When to tick: now, and then every `every_s` seconds; comes back at each.
+
+    What takes longer than its period is followed by the next border, not by a burst. A sleep that
+    is woken comes back early: whoever wakes it says how to go on. A clock that is set back begins
+    anew from there: waiting until it shows the old time again could take hours.
     """
     at_s = clock.now_s()
     while True:
-        history = tick(cluster, history, policy, guardrails, fallback, audit, mode)
-        yield history
-        late = max(0.0, clock.now_s() - at_s)
-        at_s += every_s * (1 + late // every_s)
+        yield at_s
+        now_s = clock.now_s()
+        at_s = min(at_s, now_s)
+        at_s += every_s * (1 + (now_s - at_s) // every_s)
         clock.sleep_until(at_s)

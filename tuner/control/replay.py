@@ -15,6 +15,7 @@ from tuner.control.loop import tick
 from tuner.core.audit import AuditRecord, MemoryAudit
 from tuner.core.decision import Decision, Guardrails, Receipt
 from tuner.core.errors import InputError
+from tuner.core.faults import Fault, FaultReason
 from tuner.core.history import History
 from tuner.core.knobs import KnobSettings, KnobSpace
 from tuner.core.observation import Observation
@@ -31,7 +32,8 @@ class RecordedCluster:
         return next(self._observations)
 
     def apply(self, decision: Decision) -> Receipt:
-        return Receipt(decision.at_s, KnobSettings(), refused="a recording cannot be moved")
+        fault = Fault("recording", FaultReason.REFUSED, "a recording cannot be moved")
+        return Receipt(decision.at_s, KnobSettings(), (fault,))
 
 
 def write_records(records: Sequence[AuditRecord], path: Path) -> None:
