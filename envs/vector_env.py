@@ -201,12 +201,16 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
         fresh_now, _ = self._fleet.look()
         fresh = self.codec.observe(fresh_now.take(rows), self._memory[rows])
         self._now = kept_now.replaced(rows, fresh_now.take(rows))
-        base = {
-            name: exchanged(column, rows, getattr(fresh.base, name))
-            for name, column in vars(kept.base).items()
-        }
+        old, new = kept.base, fresh.base
+        # Without words: nobody asks for them here.
+        base = RuleResult(
+            settings=exchanged(old.settings, rows, new.settings),
+            raw=exchanged(old.raw, rows, new.raw),
+            need=exchanged(old.need, rows, new.need),
+            memory=exchanged(old.memory, rows, new.memory),
+        )
         self._seen = Seen(
             features=exchanged(kept.features, rows, fresh.features),
-            base=RuleResult(**base),
+            base=base,
             memory=exchanged(kept.memory, rows, fresh.memory),
         )

@@ -191,11 +191,13 @@ class Fleet:
         telemetry.read_gauges(self._memory, gauges)
         return gauges
 
-    def requests(self, env: int = 0) -> RequestColumns:
-        """Outcome of every request of the trace in one env; needs `record=True`."""
+    def requests(
+        self, env: int = 0, rows: NDArray[np.intp] | slice = slice(None)
+    ) -> RequestColumns:
+        """Outcome of every request of the trace, or of `rows`, in one env; needs `record=True`."""
         if not self._memory.engine["recording"][0]:
             raise ValueError("the fleet keeps no requests; make it with record=True")
-        outcomes = self._memory.outcomes.reshape(self.n, self._requests)[env]
+        outcomes = self._memory.outcomes.reshape(self.n, self._requests)[env][rows]
         return RequestColumns(
             ttft_s=outcomes["ttft_s"].copy(),
             e2e_s=outcomes["e2e_s"].copy(),

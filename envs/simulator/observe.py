@@ -16,34 +16,10 @@ from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
 from envs.simulator.fleet import Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
 from envs.simulator.telemetry import Gauges, Window
+from tuner.core.histograms import histogram_quantile
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
-from tuner.core.protocols import BoolArray, FloatArray, IntArray
-
-
-def histogram_quantile(q: float, bounds: FloatArray, counts: IntArray) -> FloatArray:
-    """The q-quantile of n histograms, linear inside a bucket.
-
-    Args:
-        q: 0-1.
-        bounds: `(buckets,)` upper bounds, rising; the lower bound of the first bucket is 0.
-        counts: `(n, buckets + 1)` observations per bucket, the last one above every bound.
-
-    Returns:
-        `(n,)`; NaN without observations, the last bound for a rank beyond it.
-    """
-    cumulative = np.cumsum(counts, axis=1)
-    rank = q * cumulative[:, -1]
-    bucket = np.minimum((cumulative < rank[:, None]).sum(axis=1), len(bounds))
-    rows = np.arange(len(counts))
-    edges = np.concatenate(([0.0], bounds))
-    inside = np.minimum(bucket, len(bounds) - 1)
-    before = cumulative[rows, inside] - counts[rows, inside]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = (rank - before) / counts[rows, inside]
-        value = edges[inside] + (edges[inside + 1] - edges[inside]) * share
-    value = np.where(bucket == len(bounds), bounds[-1], value)
-    return np.where(cumulative[:, -1] > 0, value, np.nan)
+from tuner.core.protocols import BoolArray, FloatArray
 
 
 def values_of(window: Window, gauges: Gauges) -> FloatArray:

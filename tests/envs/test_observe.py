@@ -7,8 +7,9 @@ import pytest
 
 from envs.draws import child_seeds, uniform
 from envs.simulator.fleet import Fleet
-from envs.simulator.observe import ObservedFleet, histogram_quantile
+from envs.simulator.observe import ObservedFleet
 from tests.envs import worlds
+from tuner.core.histograms import histogram_quantile
 from tuner.core.observation import COLUMN, REPLICA_STATES, ReplicaState
 
 BOUNDS = np.array([1.0, 2.0, 4.0])
