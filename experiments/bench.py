@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -288,6 +289,63 @@ def _measure_train(options: argparse.Namespace) -> Figures:
     )
 
 
+def _add_collector_options(parser: argparse.ArgumentParser) -> None:
+    from experiments.bench_collector import add_options
+
+    add_options(parser)
+
+
+def _measure_collector(options: argparse.Namespace) -> Figures:
+    # Imported here: the other parts need no network.
+    from experiments.bench_collector import measure_collector
+
+    _check_positive(options, "replicas", "repeat")
+    return measure_collector(
+        source=options.source, replicas=options.replicas, repeat=options.repeat
+    )
+
+
+def measure_tick(*, targets: int, replicas: int, ticks: int, repeat: int, policy: str) -> Figures:
+    """Time and memory of the controller over served pages, in a process that loads nothing else.
+
+    Raises:
+        InputError: it did not come to figures; with what it said last.
+    """
+    options = {"targets": targets, "replicas": replicas, "ticks": ticks, "repeat": repeat}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "experiments.tick_cost", *words, "--policy", policy]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        last = done.stderr.strip().rpartition("\n")[2]
+        raise InputError(f"the ticks could not be measured: {last}")
+    figures: Figures = json.loads(done.stdout)
+    return figures
+
+
+def _add_tick_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--targets", type=int, default=50, help="targets in one process (50)")
+    parser.add_argument("--replicas", type=int, default=200, help="replicas altogether (200)")
+    parser.add_argument("--ticks", type=int, default=5, help="measured ticks of each target (5)")
+    parser.add_argument("--repeat", type=int, default=500, help="measured decisions (500)")
+    parser.add_argument("--policy", default="hpa", help="whose decision is measured (hpa)")
+
+
+def _measure_tick(options: argparse.Namespace) -> Figures:
+    _check_positive(options, "targets", "ticks", "repeat")
+    if options.replicas < options.targets:
+        raise ConfigError(
+            f"--replicas is {options.replicas}; expected at least one for each of "
+            f"{options.targets} targets"
+        )
+    return measure_tick(
+        targets=options.targets,
+        replicas=options.replicas,
+        ticks=options.ticks,
+        repeat=options.repeat,
+        policy=options.policy,
+    )
+
+
 def _check_positive(options: argparse.Namespace, *names: str) -> None:
     for name in names:
         if getattr(options, name) < 1:
@@ -299,6 +357,10 @@ BENCHES: dict[str, Bench] = {
         "requests simulated per CPU second", _add_simulator_options, _measure_simulator
     ),
     "env": Bench("environment steps per CPU second", _add_env_options, _measure_env),
+    "collector": Bench(
+        "seconds of one look at many replicas", _add_collector_options, _measure_collector
+    ),
+    "tick": Bench("a tick of the controller over HTTP", _add_tick_options, _measure_tick),
     "train": Bench("PPO steps per CPU second, end to end", _add_train_options, _measure_train),
 }
 

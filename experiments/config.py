@@ -10,12 +10,11 @@ from typing import ClassVar, Literal
 
 from tuner.core.decision import Guardrails
 from tuner.core.errors import ConfigError
-from tuner.core.protocols import Limit, Trip
 from tuner.core.slo import Slo
 from tuner.core.trace import LONGEST_S
 from tuner.data.strict import build, parse_yaml, read_text
-from tuner.guardrails import LIMITS, TRIPS, MaxDelta, StaleMetrics
-from tuner.guardrails.max_delta import DEFAULT_STEPS, Step
+from tuner.guardrails import StaleMetrics, guardrails_with
+from tuner.guardrails.max_delta import Step
 from tuner.knobs import KNOBS
 
 LARGEST_JITTER = 2.0
@@ -38,11 +37,7 @@ class GuardrailConfig:
 
     def build(self) -> Guardrails:
         """Every guardrail of the project, these widths in place of the defaults."""
-        trips: dict[str, Trip] = {name: make() for name, make in TRIPS.items()}
-        limits: dict[str, Limit] = {name: make() for name, make in LIMITS.items()}
-        trips["stale_metrics"] = StaleMetrics(max_age_s=self.max_age_s)
-        limits["max_delta"] = MaxDelta({**DEFAULT_STEPS, **self.steps})
-        return Guardrails(tuple(trips.values()), tuple(limits.values()))
+        return guardrails_with(max_age_s=self.max_age_s, steps=self.steps)
 
 
 @dataclass(frozen=True)

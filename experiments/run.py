@@ -43,6 +43,7 @@ def run(
     config: RunConfig,
     seed: int,
     fallback: Policy,
+    knobs: KnobSpace | None = None,
     initial: Mapping[str, int] | None = None,
     settings: Mapping[str, object] | None = None,
     progress: Callable[[float], None] | None = None,
@@ -56,11 +57,12 @@ def run(
         config: objectives, tick, guardrails and bounds.
         seed: of cold starts and jitter; the same seed gives the same bits.
         fallback: who decides where a guardrail trips.
+        knobs: of the target; None: what the profile models, up to `config.max_replicas`.
         initial: settings in force at the first arrival; knobs left out take their default.
         settings: the policy's parameters, for the report.
         progress: called now and then with the share (0-1) that is done.
     """
-    knobs = target_knobs(profile, max_replicas=config.max_replicas)
+    knobs = knobs or target_knobs(profile, max_replicas=config.max_replicas)
     # A controller's first look comes one period after it starts, as HPA's first sync does.
     clock = VirtualClock(config.tick_s)
     cluster = SimulatedCluster(

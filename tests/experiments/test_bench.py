@@ -67,3 +67,45 @@ def test_measures_training_end_to_end(capsys: pytest.CaptureFixture[str]) -> Non
     assert figures["steps"] == steps
     assert figures["steps_per_cpu_s"] == pytest.approx(steps / figures["cpu_s"])
     assert 0 < figures["update_share"] < 1
+
+
+@pytest.mark.parametrize("source", ["scrape", "prometheus"])
+def test_measures_a_look_at_a_fleet_whole(source: str, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["collector", "--source", source, "--replicas", "3", "--repeat", "1"]
+    assert bench.main(arguments) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["replicas_seen"] == 3
+    assert figures["faults"] == 0
+    assert figures["fields"] >= 14
+    assert figures["config"]["page_bytes"] >= 53_000
+    assert figures["cpu_s"] > 0
+
+
+def test_measures_ticks_over_served_pages(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--targets", "2", "--replicas", "5", "--ticks", "1", "--repeat", "3"]
+    assert bench.main(["tick", *arguments]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert (figures["ready_replicas"], figures["targets_with_rates"]) == (5, 2)
+    assert (figures["moved"], figures["faults"]) == (2, [])
+    assert figures["tick_wall_s"] > 0
+    assert figures["tick_cpu_s"] > 0
+    assert [decision["replicas"] for decision in figures["decision"]] == [2, 5]
+    assert all(decision["median_s"] > 0 for decision in figures["decision"])
+    assert figures["rss_bytes"] > 0
+    assert figures["torch_imported"] is False
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--targets", "0"], "--targets is 0; expected at least 1"),
+        (["--targets", "9", "--replicas", "3"], "--replicas is 3; expected at least one for each"),
+        (["--targets", "1", "--replicas", "1", "--policy", "hpb"], "could not be measured"),
+    ],
+    ids=["no target", "fewer replicas than targets", "no such policy"],
+)
+def test_ticks_that_cannot_be_measured_are_refused(
+    options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main(["tick", *options]) == 2
+    assert sentence in capsys.readouterr().err
