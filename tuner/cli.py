@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.text import Text
 
 from tuner.commands import COMMANDS
+from tuner.commands.interrupts import OrderlyEnd
 from tuner.core.errors import InputError, TunerError
 
 EXIT_INPUT = 2
@@ -19,6 +20,17 @@ EXIT_FAILED = 1
 """The work was begun and could not be finished."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C, as shells report it."""
+
+EXTRAS = {
+    "httpx": "live",
+    "kubernetes": "live",
+    "prometheus_api_client": "live",
+    "prometheus_client": "live",
+    "pynvml": "live",
+    "sqlalchemy": "live",
+    "structlog": "live",
+}
+"""Package -> the extra that brings it, for commands that are used without it."""
 
 app = typer.Typer(
     name="tuner",
@@ -60,12 +72,18 @@ def main() -> None:
     except TunerError as error:
         _complain(str(error))
         sys.exit(EXIT_FAILED)
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in EXTRAS:
+            raise
+        _complain(f"{package} is not installed; pip install 'deepseek-tuner[{EXTRAS[package]}]'")
+        sys.exit(EXIT_INPUT)
     except KeyboardInterrupt:
         _complain("interrupted")
         sys.exit(EXIT_INTERRUPTED)
     except SystemExit as end:
         # Typer turns Ctrl-C into its exit code by itself, and says nothing.
-        if end.code == EXIT_INTERRUPTED:
+        if end.code == EXIT_INTERRUPTED and not isinstance(end, OrderlyEnd):
             _complain("interrupted; nothing half-written is left")
         raise
 

@@ -11,13 +11,40 @@ from typing import Any
 
 import typer
 
-from tuner.commands import compare, policy, profile, simulate, trace, train
+from tuner.commands import (
+    compare,
+    config,
+    demote,
+    explain,
+    init,
+    load,
+    policy,
+    profile,
+    promote,
+    record,
+    run,
+    sandbox,
+    simulate,
+    status,
+    trace,
+    train,
+)
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
     "compare": compare.command,
+    "config": config.app,
+    "demote": demote.command,
+    "explain": explain.command,
+    "init": init.command,
+    "load": load.command,
     "policy": policy.app,
     "profile": profile.app,
+    "promote": promote.command,
+    "record": record.command,
+    "run": run.command,
+    "sandbox": sandbox.command,
     "simulate": simulate.command,
+    "status": status.command,
     "trace": trace.app,
     "train": train.command,
 }
