@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test clean
+.PHONY: help setup engine demo test proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -30,11 +30,19 @@ demo: setup ## train a small policy on the built-in day, compare it, write demo/
 	$(BIN)/tuner compare --trace demo/day.parquet --train-trace demo/train.parquet --profile $(DEMO_PROFILE) --policies static,hpa,demo/policy-1.0.0 --seeds 3 --out demo
 	@echo; echo "Open demo/report.html in a browser."
 
+# The tests make it themselves when they need it; this does it ahead, or says why it cannot.
+engine: setup ## install vLLM for the CPU into ./.venv-engine (2.5 GB, about 4 minutes)
+	$(BIN)/python -m tests.real.vllm_env
+
 test: setup ## lint, types, import contracts and all tests
 	@$(BIN)/ruff format --check -q .
 	@$(BIN)/ruff check -q .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
+	@bash .ci/triton
+	@TUNER_TRITON=1 $(BIN)/python -m pytest tests/real/test_triton.py $(PYTEST_ARGS)
+
 clean: ## remove ./.venv and what the commands made
-	rm -rf $(VENV) demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

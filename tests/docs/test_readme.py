@@ -20,7 +20,22 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 TABLES = [line for line in README.splitlines() if line.startswith("|")]
 FOLDERS = ["tuner/core", "tuner/data", "tuner/guardrails", "tuner/knobs", "tuner/train", "policies"]
-FOLDERS += ["envs", "envs/simulator"]
+FOLDERS += [
+    "envs",
+    "envs/simulator",
+    "tuner/config",
+    "tuner/live",
+    "tuner/engines",
+    "envs/sandbox",
+    "deploy/sidecar",
+    "deploy/vllm_plugin",
+    "tests/real",
+    "deploy",
+    "deploy/manifests",
+    "deploy/warmup",
+    "tests/kube",
+    "tuner/control",
+]
 
 
 @pytest.mark.parametrize("name", [*TRIPS, *LIMITS, *KNOBS, *POLICIES])
