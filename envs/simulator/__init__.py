@@ -1,7 +1,7 @@
 """The exact simulator: engine iterations of a fleet of replicas, event by event."""
 
 from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
-from envs.simulator.fleet import Fleet, FleetSettings
+from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import SCHEDULERS
@@ -13,6 +13,7 @@ __all__ = [
     "SCHEDULERS",
     "TPOT_BOUNDS_S",
     "TTFT_BOUNDS_S",
+    "EnvFactors",
     "Fleet",
     "FleetSettings",
     "Gauges",

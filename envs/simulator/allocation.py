@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, Memory
 from envs.simulator.routing import ROUTERS
+from envs.simulator.rules import MEMORIES
 from envs.simulator.step_time import ramp_table, seconds_by_batch
 from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
@@ -38,7 +39,7 @@ def allocate(
     envs["flight_capacity"] = _FIRST_POOL
     replicas = n * slots
     cap = profile.limits.batch_size_max
-    return Memory(
+    return MEMORIES[profile.scheduler](
         engine=_engine(profile, slots, router, slo, jitter, record),
         batch_s=seconds_by_batch(profile),
         ramp_requests=ramp_requests,

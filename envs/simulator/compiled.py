@@ -26,7 +26,7 @@ R = TypeVar("R")
 
 _CONFIG: Any = numba.config
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
-_INLINED: dict[str, Any] = _OPTIONS | {"forceinline": True, "no_cpython_wrapper": True}
+INLINED: Any = _OPTIONS | {"forceinline": True, "no_cpython_wrapper": True}
 
 
 def cache_folder(sources: Path) -> Path:
@@ -43,7 +43,7 @@ _CACHE_FOLDER = cache_folder(Path(__file__).parent)
 
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a part of entries."""
-    compile_function: Any = numba.njit(**_INLINED)
+    compile_function: Any = numba.njit(**INLINED)
     compiled: Callable[P, R] = compile_function(function)
     return compiled
 

@@ -24,7 +24,7 @@ from envs.simulator.lifecycle import (
 from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
 from envs.simulator.routing import arrive, dispatch, next_kept
-from envs.simulator.vidur_sarathi import cap_raised, end_run, start_iteration
+from envs.simulator.rules import cap_raised, end_run, start_iteration
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)

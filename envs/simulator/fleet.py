@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,35 @@ class FleetSettings:
 
     def __len__(self) -> int:
         return len(self.replicas)
+
+
+@dataclass(frozen=True, eq=False)
+class EnvFactors:
+    """What sets one simulated world apart from its profile and trace; `(n,)` each, 1 changes
+    nothing."""
+
+    step_time: NDArray[np.float64]
+    """Times the seconds of every iteration, > 0."""
+    prefill: NDArray[np.float64]
+    """Times the terms of prompt tokens, > 0."""
+    kv: NDArray[np.float64]
+    """Times the term of KV tokens, >= 0."""
+    cold_start: NDArray[np.float64]
+    """Times the seconds of every cold start, > 0."""
+    output_tokens: NDArray[np.float64]
+    """Times every request's output tokens, rounded, at least 1; > 0."""
+    prefix_hits: NDArray[np.float64]
+    """Times every request's prefix hits, rounded down, at most its prompt; >= 0."""
+    slow_slot: NDArray[np.int64]
+    """The one slot whose replicas are slow; -1: none."""
+    slow: NDArray[np.float64]
+    """Times the seconds of every iteration there, >= 1."""
+
+    @classmethod
+    def none(cls, n: int) -> EnvFactors:
+        """The profile and the trace as they are."""
+        factors = {one.name: np.ones(n) for one in fields(cls)}
+        return cls(**{**factors, "slow_slot": np.full(n, -1)})
 
 
 class Fleet:
@@ -102,6 +131,7 @@ class Fleet:
         seeds: NDArray[np.uint64],
         settings: FleetSettings,
         keep: NDArray[np.float64] | float = 1.0,
+        factors: EnvFactors | None = None,
     ) -> None:
         """Start the named envs afresh, the others are left alone.
 
@@ -113,6 +143,7 @@ class Fleet:
             settings: k entries. `replicas` of them are READY at once, warm and past their ramp.
             keep: `(k,)` share of the requests that arrive, 0 < keep <= 1; which ones is a
                 function of the seed and the request's row.
+            factors: k entries; None: the profile and the trace as they are.
         """
         rows = np.array(np.arange(self.n)[envs])
         if len(seeds) != len(rows):
@@ -122,6 +153,8 @@ class Fleet:
         if not np.all((keep > 0) & (keep <= 1)):
             raise ValueError(f"keep is {keep.min()} to {keep.max()}; expected 0 < keep <= 1")
         settings = self._checked(settings, len(rows))
+        for name, column in vars(factors or EnvFactors.none(len(rows))).items():
+            self._memory.envs[name][rows] = column
         events.reset(
             self._memory,
             rows,

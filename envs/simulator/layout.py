@@ -72,6 +72,15 @@ class Env:
     index: Int64
     seed: UInt64
     keep: Float64
+    # factors, see `EnvFactors`
+    step_time: Float64
+    prefill: Float64
+    kv: Float64
+    cold_start: Float64
+    output_tokens: Float64
+    prefix_hits: Float64
+    slow_slot: Int64
+    slow: Float64
     clock_s: Float64
     """Time of the last event or border; nothing happens before it any more."""
     window_start_s: Float64

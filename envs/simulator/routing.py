@@ -7,7 +7,8 @@ from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica, ReplicaState
 from envs.simulator.outcomes import record_replica, reject
 from envs.simulator.queueing import fill_entry, has_room, push_back, take_entry
-from envs.simulator.vidur_sarathi import blocks_for, request_entered
+from envs.simulator.rules import request_entered
+from envs.simulator.run import blocks_for
 
 ROUND_ROBIN, LEAST_PENDING, LEAST_LOADED = 0, 1, 2
 ROUTERS = {

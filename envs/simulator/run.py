@@ -14,6 +14,12 @@ from envs.simulator.layout import Engine, Memory, Replica
 
 
 @inlined
+def blocks_for(engine: Engine, tokens: int) -> int:
+    """KV blocks that hold so many tokens."""
+    return (tokens + engine.block_tokens - 1) // engine.block_tokens
+
+
+@inlined
 def border_s(replica: Replica, iterations: int) -> float:
     """When so many iterations of the run have ended."""
     k = float(iterations)

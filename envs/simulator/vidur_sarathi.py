@@ -23,12 +23,7 @@ from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.outcomes import count_first_token, count_preemption, finish
 from envs.simulator.queueing import pop_front, push_front
-from envs.simulator.run import border_s, cut_at, iterations_that_fit, new_blocks
-
-
-@inlined
-def blocks_for(engine: Engine, tokens: int) -> int:
-    return (tokens + engine.block_tokens - 1) // engine.block_tokens
+from envs.simulator.run import blocks_for, border_s, cut_at, iterations_that_fit, new_blocks
 
 
 @inlined

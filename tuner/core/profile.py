@@ -25,6 +25,8 @@ class KvCache:
     """Blocks per replica, >= 1."""
     watermark: float = 0.01
     """Share of the blocks (0-1) that admission leaves free; int(watermark x blocks) blocks."""
+    prefix_cache: bool = False
+    """Whether a trace's `prefix_hit_tokens` are taken from the cache, where the rule-set can."""
 
     @property
     def watermark_blocks(self) -> int:
@@ -45,6 +47,8 @@ class EngineLimits:
     """Most sequences at once; the ceiling of the `batch_size` knob."""
     chunk_tokens: int
     """Token budget of one engine iteration."""
+    batch_size_oom: int | None = None
+    """A replica that is started with a ceiling above this runs out of memory; None: none does."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,15 @@ class StepTime:
     prefill_base_s: float = 0.0
     """Seconds more of an iteration with prompt tokens, however few: engines replay decodes as
     CUDA graphs and launch prefills kernel by kernel."""
+    prefill_table: tuple[tuple[int, float], ...] = ()
+    """(prompt tokens, seconds) points, as `batch_table`; stands in for prefill_base_s and
+    per_prefill_token_s. 0 without prompt tokens."""
+    per_context_s: float = 0.0
+    """Seconds per pair of a prompt token of the iteration and a token of its request that was
+    there before it: attention of a chunk over its context."""
+    straggler: tuple[tuple[int, float], ...] = ()
+    """(sequences, factor) points, as `batch_table`: how much longer an iteration of so many
+    sequences takes because all ranks wait for the slowest (expert or data parallel). Empty: 1."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +120,10 @@ class Frontend:
     """CPU seconds per request."""
     per_token_s: float = 0.0
     """CPU seconds per prompt token."""
+    per_output_token_s: float = 0.0
+    """CPU seconds per output token that is streamed; taken from the same cores."""
+    ingress_s: float = 0.0
+    """Seconds that every request is on its way before the engine knows it, however many threads."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +142,8 @@ class ServingProfile:
     step_time: StepTime
     startup: Startup | None = None
     frontend: Frontend | None = None
+    scheduler_options: Mapping[str, bool | int | float] = field(default_factory=dict)
+    """Options of the rule-set by name; each rule-set names its own and their defaults."""
     price_per_gpu_hour_usd: float | None = None
     """For reports; None leaves money out of them."""
     origin: Mapping[str, str] = field(default_factory=dict)
