@@ -280,9 +280,14 @@ def _row(found: Distance, latency: str) -> list[Ratio]:
 
 def _cell(ratio: Ratio) -> str:
     if ratio.ci95 is None:
-        return f"{100 * ratio.error:+.1f} %"
+        return _error(ratio.error)
     low, high = ratio.ci95
-    return f"{100 * ratio.error:+.1f} % [{100 * low:+.1f}, {100 * high:+.1f}]"
+    return f"{_error(ratio.error)} [{_error(low)}, {_error(high)}]"
+
+
+def _error(error: float) -> str:
+    """In percent; a factor where that would be long."""
+    return f"{100 * error:+.1f} %" if error < 1 else f"×{1 + error:.1f}"
 
 
 def print_findings(findings: Findings, console: Console) -> None:

@@ -79,7 +79,7 @@ def candidates_around(replicas: float, tokens_per_s: float) -> tuple[Candidate, 
         tokens_per_s: output tokens/s of a busy replica there.
     """
     counts: list[int] = []
-    for share in (0.9, 1.0, 1.15, 1.3, 1.6):
+    for share in (0.95, 1.2, 1.5, 1.8, 2.2):
         counts.append(max([1, round(replicas * share), *(count + 1 for count in counts)]))
     targets = [round(tokens_per_s * share) for share in (0.5, 0.6, 0.7, 0.8, 0.9)]
     return (

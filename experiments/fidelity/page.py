@@ -121,7 +121,7 @@ def quantiles(reference: Reference) -> dict[str, Any]:
 
 
 def by_load(findings: Findings) -> dict[str, Any]:
-    """Errors of mean and p99 over the load; plotly."""
+    """Ratios of mean and p99 over the load; plotly."""
     data: list[dict[str, Any]] = []
     for number, name in enumerate(LATENCIES):
         for statistic, dash in (("mean", "solid"), ("p99", "dot")):
@@ -132,7 +132,7 @@ def by_load(findings: Findings) -> dict[str, Any]:
                 if (ratio.latency, ratio.statistic) == (name, statistic)
             ]
             bounds = [ratio.ci95 or (ratio.error, ratio.error) for ratio in ratios]
-            errors = [100 * ratio.error for ratio in ratios]
+            errors = [1 + ratio.error for ratio in ratios]
             data.append(
                 {
                     "type": "scatter",
@@ -147,7 +147,7 @@ def by_load(findings: Findings) -> dict[str, Any]:
                             100 * high - e for (_, high), e in zip(bounds, errors, strict=True)
                         ],
                         "arrayminus": [
-                            e - 100 * low for (low, _), e in zip(bounds, errors, strict=True)
+                            e - 1 - low for (low, _), e in zip(bounds, errors, strict=True)
                         ],
                         "color": series(number),
                         "thickness": 1,
@@ -161,7 +161,7 @@ def by_load(findings: Findings) -> dict[str, Any]:
         "layout": {
             "height": 420,
             "xaxis": {"title": {"text": "load, % of capacity"}},
-            "yaxis": {"title": {"text": "error, %"}},
+            "yaxis": {"title": {"text": "slower / true, ratio"}, "type": "log"},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "margin": {"l": 64, "r": 16, "t": 32, "b": 52},
         },
