@@ -9,7 +9,12 @@ from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
-from envs.simulator.step_time import ramp_table, seconds_by_batch
+from envs.simulator.step_time import (
+    ramp_table,
+    seconds_by_batch,
+    seconds_by_prefill,
+    straggler_by_batch,
+)
 from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
@@ -42,6 +47,8 @@ def allocate(
     return MEMORIES[profile.scheduler](
         engine=_engine(profile, slots, router, slo, jitter, record),
         batch_s=seconds_by_batch(profile),
+        prefill_s=seconds_by_prefill(profile),
+        straggler=straggler_by_batch(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,
         trace=rows,
@@ -69,8 +76,8 @@ def _engine(
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
     row["prefill_base_s"] = profile.step_time.prefill_base_s
-    row["per_prefill_token_s"] = profile.step_time.per_prefill_token_s
     row["per_kv_token_s"] = profile.step_time.per_kv_token_s
+    row["per_context_s"] = profile.step_time.per_context_s
     row["jitter"] = jitter
     row["router"] = ROUTERS[router]
     row["slots"] = slots
@@ -87,6 +94,8 @@ def _engine(
         row["cores"] = profile.frontend.cores
         row["per_request_s"] = profile.frontend.per_request_s
         row["per_token_s"] = profile.frontend.per_token_s
+        row["per_output_token_s"] = profile.frontend.per_output_token_s
+        row["ingress_s"] = profile.frontend.ingress_s
     return engine
 
 
@@ -98,6 +107,9 @@ def with_workers(memory: Memory, slots: int, workers: int) -> Memory:
     replicas = len(memory.replicas)
     grown = np.full((replicas, workers), -np.inf)
     grown[:, :present] = memory.workers.reshape(replicas, present)
+    if present > 0:
+        replica, worker = np.divmod(memory.flights["worker"], present)
+        memory.flights["worker"] = replica * workers + worker
     memory.engine["workers"] = workers
     memory.replicas["worker_base"] = np.arange(replicas) * workers
     return memory._replace(workers=grown.reshape(-1))

@@ -46,8 +46,8 @@ class Engine:
     chunk_tokens: Int64
     batch_size_max: Int64
     prefill_base_s: Float64
-    per_prefill_token_s: Float64
     per_kv_token_s: Float64
+    per_context_s: Float64
     jitter: Float64
     has_startup: Int64
     cold_start_s: Float64
@@ -57,6 +57,8 @@ class Engine:
     cores: Int64
     per_request_s: Float64
     per_token_s: Float64
+    per_output_token_s: Float64
+    ingress_s: Float64
     router: Int64
     slots: Int64
     workers: Int64
@@ -154,10 +156,15 @@ class Replica:
     """Seconds of the run's first iteration."""
     half_slope_s: Float64
     """Each iteration of the run takes twice this longer than the one before."""
+    streamed: Int64
+    """Iterations of the run whose tokens the frontend has been given; see `frontend.py`."""
     prefill_tokens: Int64
     """Prompt tokens of the run's one iteration; 0 in a run of decodes."""
     context_tokens: Int64
     """Tokens that the request half-way through its prompt had done before this iteration."""
+    context_pairs: Int64
+    """Prompt tokens of the run's one iteration x tokens that their request had done before it,
+    summed over the prefilling requests."""
     runs: Int64
     """Runs since the reset; numbers the draws of jitter."""
     busy_since_s: Float64
@@ -201,9 +208,11 @@ class Flight:
     chunk: Int32
     """Tokens it prefills in the iteration that is running."""
     preemptions: Int32
+    worker: Int32
+    """Row of `workers` of the frontend worker that took it in, if there is a frontend."""
     arrival_s: Float64
     visible_s: Float64
-    """When the frontend hands it to the engine."""
+    """When the engine knows it."""
     ttft_s: Float64
     """NaN before the first token."""
 
@@ -248,6 +257,10 @@ class Memory(NamedTuple):
     """`(1,)` ENGINE."""
     batch_s: NDArray[np.float64]
     """`(batch_size_max + 1,)` seconds of an iteration by sequences."""
+    prefill_s: NDArray[np.float64]
+    """`(chunk_tokens + 1,)` seconds more by prompt tokens, without prefill_base_s."""
+    straggler: NDArray[np.float64]
+    """`(batch_size_max + 1,)` factor on all seconds of an iteration by sequences."""
     ramp_requests: NDArray[np.int64]
     """`(stages,)` admitted requests up to which a stage of the ramp lasts."""
     ramp_speed: NDArray[np.float64]

@@ -120,8 +120,10 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.ready_s = math.nan
     replica.start_s = -math.inf
     replica.iterations = 0
+    replica.streamed = 0
     replica.prefill_tokens = 0
     replica.context_tokens = 0
+    replica.context_pairs = 0
     replica.busy_since_s = -1.0
     replica.running = 0
     replica.decoding = 0
