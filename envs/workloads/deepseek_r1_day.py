@@ -176,8 +176,8 @@ def generate(hours: float, seed: int, mean_qps: float = MEAN_QPS) -> Trace:
         arrival_s = _arrivals(rates[client], traffic.gap_cv, end_s, gaps)
         shares = lengths.random((len(arrival_s), 2))
         arrivals.append(arrival_s)
-        prompts.append(_tokens(traffic.prompt_tokens, shares[:, 0]))
-        outputs.append(_tokens(traffic.output_tokens, shares[:, 1]))
+        prompts.append(tokens_at(traffic.prompt_tokens, shares[:, 0]))
+        outputs.append(tokens_at(traffic.output_tokens, shares[:, 1]))
         clients.append(np.full(len(arrival_s), client, np.int32))
     arrival_s = np.concatenate(arrivals)
     order = np.argsort(arrival_s, kind="stable")
@@ -284,6 +284,6 @@ def _arrivals(
     return np.asarray(arrival_s[(passed < until) & (arrival_s < end_s)])
 
 
-def _tokens(quantiles: tuple[int, ...], shares: NDArray[np.float64]) -> NDArray[np.int32]:
+def tokens_at(quantiles: tuple[int, ...], shares: NDArray[np.float64]) -> NDArray[np.int32]:
     """Lengths at the given shares of the distribution, 0-1."""
     return np.rint(np.exp(np.interp(shares, QUANTILES, np.log(quantiles)))).astype(np.int32)
