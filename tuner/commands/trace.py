@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tuner.commands import trace_from
+from tuner.commands import trace_edit, trace_from
 from tuner.commands.gaps import Gaps, GapsOption
 from tuner.commands.written import print_written
 
@@ -30,6 +30,7 @@ app = typer.Typer(
     help="Import recorded traffic, describe it, change it, or draw load.",
 )
 app.command("from-counts")(trace_from.from_counts)
+app.command("edit")(trace_edit.edit)
 
 _WINDOWS = {"15s": "15 s", "60s": "1 min", "600s": "10 min"}
 """Windows of a summary as people write them."""
