@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from envs.randomise import RandomiseConfig
 from envs.reward import RewardWeights
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
@@ -29,10 +30,17 @@ class EnvConfig:
     """Range of the ready replicas at the start, drawn: a fixed start would teach holding."""
     keep: tuple[float, float] = (0.5, 1.0)
     """Range of the share of the trace's requests that is kept, drawn: other levels of load."""
+    randomise: RandomiseConfig = field(default_factory=RandomiseConfig)
+    """How far an episode's world may lie from profile and trace; off, and in training only."""
     weights: RewardWeights = field(default_factory=RewardWeights)
     """Weights of the reward."""
     reference_replicas: float = 12.0
     """Replicas that the cost term is relative to."""
+
+    @property
+    def nominal(self) -> EnvConfig:
+        """The same without randomisation: what policies are evaluated in."""
+        return replace(self, randomise=replace(self.randomise, enabled=False))
 
     def validate(self) -> None:
         """Check what no single field shows.
@@ -53,3 +61,5 @@ class EnvConfig:
             raise ConfigError(f"env.scrape_loss is {self.scrape_loss}; expected 0 <= chance < 1")
         if self.jitter < 0:
             raise ConfigError(f"env.jitter is {self.jitter}; expected a sigma >= 0")
+        for mistake in self.randomise.mistakes():
+            raise ConfigError(f"env.randomise.{mistake}")

@@ -31,3 +31,11 @@ def child_seeds(seeds: NDArray[np.uint64], place: int | NDArray[np.int64]) -> ND
 def uniform(seeds: NDArray[np.uint64], place: int | NDArray[np.int64]) -> NDArray[np.float64]:
     """One number in [0, 1) per seed, 53 random bits."""
     return (child_seeds(seeds, place) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def normal(seeds: NDArray[np.uint64], place: int) -> NDArray[np.float64]:
+    """One standard normal number per seed (Box and Muller, 1958)."""
+    pair = child_seeds(seeds, place)
+    # 1 - u lies in (0, 1]: its logarithm is finite.
+    radius = np.sqrt(-2.0 * np.log1p(-uniform(pair, 0)))
+    return np.asarray(radius * np.cos(2.0 * np.pi * uniform(pair, 1)))

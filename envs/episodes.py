@@ -8,12 +8,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.config import EnvConfig
-from envs.draws import child_seeds, uniform
+from envs.draws import child_seeds, normal, uniform
+from envs.randomise import RandomiseConfig
+from envs.simulator.fleet import EnvFactors
 from tuner.core.protocols import FloatArray
 from tuner.core.trace import Trace
 
 # Places of an episode's draws under its seed.
-_START, _KEEP, _REPLICAS, _FLEET = range(4)
+_START, _KEEP, _REPLICAS, _FLEET, _WORLD = range(5)
+# Places of what sets its world apart, under a seed of their own: one more changes no other draw.
+_STEP_TIME, _PREFILL, _KV, _COLD_START, _OUTPUT, _HITS, _LAG, _LOSS = range(8)
+_IS_SLOW, _SLOW_SLOT, _SLOW = range(8, 11)
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,12 @@ class EpisodeDraws:
     """`(k,)` ready replicas, whole numbers."""
     seeds: NDArray[np.uint64]
     """`(k,)` of everything random inside the episode."""
+    factors: EnvFactors
+    """What sets their worlds apart; ones without randomisation."""
+    scrape_lag_s: FloatArray
+    """`(k,)` seconds that metrics come late."""
+    scrape_loss: FloatArray
+    """`(k,)` chance (0-1) that metrics are lost."""
 
     @classmethod
     def of(cls, config: EnvConfig, trace: Trace, seeds: NDArray[np.uint64]) -> EpisodeDraws:
@@ -39,13 +50,48 @@ class EpisodeDraws:
         first_s = np.floor(trace.arrival_s[0] / config.tick_s) * config.tick_s
         latest_s = max(first_s, trace.last_arrival_s - span_s)
         low, high = config.start_replicas
-        keep_low, keep_high = config.keep
+        replicas = low + np.floor(uniform(seeds, _REPLICAS) * (high - low + 1))
+        worlds = child_seeds(seeds, _WORLD)
+        widths = config.randomise
+        drawn = widths.enabled
         return cls(
             start_s=first_s + uniform(seeds, _START) * (latest_s - first_s),
-            keep=keep_low + uniform(seeds, _KEEP) * (keep_high - keep_low),
-            replicas=low + np.floor(uniform(seeds, _REPLICAS) * (high - low + 1)),
+            keep=_even(seeds, _KEEP, config.keep),
+            replicas=replicas,
             seeds=child_seeds(seeds, _FLEET),
+            factors=_factors(widths, worlds, replicas) if drawn else EnvFactors.none(len(seeds)),
+            scrape_lag_s=_even(worlds, _LAG, widths.scrape_lag_s if drawn else (0.0, 0.0)),
+            scrape_loss=_even(
+                worlds, _LOSS, widths.scrape_loss if drawn else (config.scrape_loss,) * 2
+            ),
         )
+
+
+def _factors(
+    widths: RandomiseConfig, seeds: NDArray[np.uint64], replicas: FloatArray
+) -> EnvFactors:
+    """Worlds around profile and trace; a slow replica is one of those that the episode starts
+    with."""
+    slow = uniform(seeds, _IS_SLOW) < widths.slow_share
+    slot = np.floor(uniform(seeds, _SLOW_SLOT) * replicas)
+    return EnvFactors(
+        step_time=np.exp(widths.step_time * normal(seeds, _STEP_TIME)),
+        prefill=np.exp(widths.prefill * normal(seeds, _PREFILL)),
+        kv=np.exp(widths.kv * normal(seeds, _KV)),
+        cold_start=np.exp(_even(seeds, _COLD_START, np.log(widths.cold_start))),
+        output_tokens=_even(seeds, _OUTPUT, widths.output_tokens),
+        prefix_hits=_even(seeds, _HITS, widths.prefix_hits),
+        slow_slot=np.where(slow, slot, -1).astype(np.int64),
+        slow=np.where(slow, _even(seeds, _SLOW, widths.slow), 1.0),
+    )
+
+
+def _even(
+    seeds: NDArray[np.uint64], place: int, ends: tuple[float, float] | FloatArray
+) -> FloatArray:
+    """`(k,)` numbers between two ends, all equally likely."""
+    low, high = ends
+    return np.asarray(low + uniform(seeds, place) * (high - low))
 
 
 def episode_seeds(

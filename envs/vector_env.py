@@ -90,7 +90,6 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
                 threads=threads,
             ),
             codec.knobs,
-            scrape_loss=config.scrape_loss,
         )
         self._episode = np.zeros(n_envs, dtype=np.int64)
         self._ticks = np.zeros(n_envs, dtype=np.int64)
@@ -185,6 +184,8 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
             seeds=draws.seeds,
             settings=settings,
             keep=draws.keep,
+            factors=draws.factors,
+            scrape_loss=draws.scrape_loss,
         )
         self._episode[rows] += 1
         self._ticks[rows] = 0

@@ -29,9 +29,7 @@ def read_load(path: Path, gaps: GapMode, console: Console) -> Trace:
             f"{path}: the masked gaps cover all of its {trace.last_arrival_s:g} s, so there is "
             "nothing to score; record it again, or import it with --gaps keep"
         )
-    masked = tuple(gap for gap in found if gap in trace.gaps)
-    warn_of(masked, console, masked=True)
-    warn_of(tuple(gap for gap in found if gap not in masked), console, masked=False)
+    warn_of(found, console, masked=gaps == "mask")
     return trace
 
 

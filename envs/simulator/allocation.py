@@ -35,10 +35,6 @@ def allocate(
 ) -> Memory:
     """Memory of a fleet whose envs are yet to be reset."""
     ramp_requests, ramp_speed = ramp_table(profile)
-    rows = np.zeros(len(trace), ARRIVAL)
-    rows["arrival_s"] = trace.arrival_s
-    rows["prompt_tokens"] = trace.prompt_tokens
-    rows["output_tokens"] = trace.output_tokens
     envs = np.zeros(n, ENV)
     envs["flight_base"] = np.arange(n) * _FIRST_POOL
     envs["flight_capacity"] = _FIRST_POOL
@@ -51,7 +47,7 @@ def allocate(
         straggler=straggler_by_batch(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,
-        trace=rows,
+        trace=arrivals_of(trace),
         envs=envs,
         replicas=np.zeros(replicas, REPLICA),
         due_s=np.full(replicas, np.inf),
@@ -63,6 +59,15 @@ def allocate(
         outcomes=np.zeros(n * len(trace) if record else 0, OUTCOME),
         histograms=np.zeros(n * KINDS * WIDTH, np.int64),
     )
+
+
+def arrivals_of(trace: Trace) -> NDArray[np.void]:
+    """The trace as the kernel reads it."""
+    rows = np.zeros(len(trace), ARRIVAL)
+    rows["arrival_s"] = trace.arrival_s
+    rows["prompt_tokens"] = trace.prompt_tokens
+    rows["output_tokens"] = trace.output_tokens
+    return rows
 
 
 def _engine(

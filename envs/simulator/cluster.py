@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from envs.reward import Outcome
-from envs.simulator.fleet import Fleet
+from envs.simulator.fleet import EnvFactors, Fleet
 from envs.simulator.observe import ObservedFleet
 from envs.simulator.telemetry import RequestColumns
 from tuner.core.clock import Clock
@@ -37,6 +37,7 @@ class SimulatedCluster:
         keep: share (0-1] of the trace's requests.
         slots: most replicas held at once, draining ones included.
         router, slo, jitter, scrape_loss: as in `envs.config.EnvConfig`.
+        factors: what sets this world apart from profile and trace, one entry; None: nothing.
         record: keep what became of each request.
     """
 
@@ -56,6 +57,7 @@ class SimulatedCluster:
         slo: Slo | None = None,
         jitter: float = 0.0,
         scrape_loss: float = 0.0,
+        factors: EnvFactors | None = None,
         record: bool = False,
     ) -> None:
         seeds = np.array([seed], dtype=np.uint64)
@@ -71,13 +73,15 @@ class SimulatedCluster:
             jitter=jitter,
             record=record,
         )
-        self._observed = ObservedFleet(self._fleet, knobs, scrape_loss=scrape_loss)
+        self._observed = ObservedFleet(self._fleet, knobs)
         self._observed.reset(
             np.array([0]),
             start_s=np.array([start_s]),
             seeds=seeds,
             settings=knobs.row({**knobs.defaults(), **initial})[None, :],
             keep=np.array([keep]),
+            factors=factors,
+            scrape_loss=scrape_loss,
         )
         self._last_arrival_s = trace.last_arrival_s
         self._looked_s = start_s

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator import events, telemetry
-from envs.simulator.allocation import allocate, with_larger_pools, with_workers
+from envs.simulator.allocation import allocate, arrivals_of, with_larger_pools, with_workers
 from envs.simulator.layout import Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
@@ -203,6 +203,29 @@ class Fleet:
             ]
             if pending:
                 self._memory = with_larger_pools(memory, [index for index, _ in pending])
+
+    def follow_with(self, trace: Trace) -> None:
+        """Go on with the next part of the load; what waits and runs at the replicas stays.
+
+        So a day of a hundred million requests is simulated with one part of it in memory.
+
+        Args:
+            trace: the next part, with the clock of the whole.
+
+        Raises:
+            ValueError: a part before it has not arrived or is not dispatched yet, an env thins its
+                requests or keeps their outcomes, or the part begins before an env's time.
+        """
+        envs = self._memory.envs
+        if self._memory.engine["recording"][0] or np.any(envs["keep"] < 1.0):
+            raise ValueError("a fleet that records or thins its requests takes one trace")
+        if np.any(envs["next_request"] < self._requests) or np.any(envs["router_waiting"] > 0):
+            raise ValueError("requests of the part before are still to arrive or at the router")
+        if np.any(envs["clock_s"] > trace.arrival_s[0]):
+            raise ValueError(f"the part begins at {trace.arrival_s[0]} s, before an env's time")
+        self._memory = self._memory._replace(trace=arrivals_of(trace))
+        self._arrival_s, self._requests = trace.arrival_s, len(trace)
+        envs["next_request"] = 0
 
     def window(self) -> Window:
         """Sums since the last call, or since the reset; the next window begins."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from envs.draws import uniform
 from envs.reward import Outcome
 from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
-from envs.simulator.fleet import Fleet, FleetSettings
+from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
 from envs.simulator.telemetry import Gauges, Window
 from tuner.core.histograms import histogram_quantile
@@ -64,14 +64,13 @@ class ObservedFleet:
     Args:
         fleet: the truth.
         knobs: the order of the settings columns.
-        scrape_loss: chance (0-1) that a look finds no sample.
     """
 
-    def __init__(self, fleet: Fleet, knobs: KnobSpace, *, scrape_loss: float = 0.0) -> None:
+    def __init__(self, fleet: Fleet, knobs: KnobSpace) -> None:
         n = fleet.n
         self.fleet = fleet
         self._knobs = knobs
-        self._scrape_loss = scrape_loss
+        self._scrape_loss = np.zeros(n)
         self._seeds = np.zeros(n, dtype=np.uint64)
         self._looks = np.zeros(n, dtype=np.int64)
         self._age_s = np.full(n, np.nan)
@@ -85,6 +84,8 @@ class ObservedFleet:
         seeds: NDArray[np.uint64],
         settings: FloatArray,
         keep: FloatArray,
+        factors: EnvFactors | None = None,
+        scrape_loss: FloatArray | float = 0.0,
     ) -> None:
         """Start some fleets afresh: empty, `settings` in force, their replicas ready.
 
@@ -94,13 +95,21 @@ class ObservedFleet:
             seeds: `(k,)` of everything random in them.
             settings: `(k, knobs)`.
             keep: `(k,)` share (0-1] of the trace's requests.
+            factors: k entries, what sets their worlds apart; None: nothing.
+            scrape_loss: `(k,)` chance (0-1) that a look finds no sample.
         """
         self._seeds[rows] = seeds
         self._looks[rows] = 0
         self._age_s[rows] = np.nan
         self._settings[rows] = settings
+        self._scrape_loss[rows] = scrape_loss
         self.fleet.reset(
-            rows, start_s=start_s, seeds=seeds, settings=self._fleet_settings(rows), keep=keep
+            rows,
+            start_s=start_s,
+            seeds=seeds,
+            settings=self._fleet_settings(rows),
+            keep=keep,
+            factors=factors,
         )
 
     def apply(self, target: FloatArray) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from envs.simulator.compiled import inlined
-from envs.simulator.layout import NO_REQUEST, Env, Flight, Memory, Replica
+from envs.simulator.layout import NO_REQUEST, Arrival, Env, Flight, Memory, Replica
 
 
 @inlined
@@ -35,6 +35,12 @@ def give_back(env: Env, flight: Flight, entry: int) -> None:
 
 
 @inlined
+def outputs_of(env: Env, arrival: Arrival) -> int:
+    """Output tokens of a request of the trace in this env's world."""
+    return max(1, int(arrival.output_tokens * env.output_tokens + 0.5))
+
+
+@inlined
 def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
     """A request that has done nothing yet, from the trace."""
     arrival = memory.trace[request]
@@ -42,7 +48,7 @@ def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
     flight.request = request
     flight.next = NO_REQUEST
     flight.prompt_tokens = arrival.prompt_tokens
-    flight.total_tokens = arrival.prompt_tokens + arrival.output_tokens
+    flight.total_tokens = arrival.prompt_tokens + outputs_of(env, arrival)
     flight.known_tokens = arrival.prompt_tokens
     flight.target = arrival.prompt_tokens
     flight.done = 0

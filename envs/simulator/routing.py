@@ -7,7 +7,7 @@ from envs.simulator.compiled import inlined
 from envs.simulator.frontend import take_in
 from envs.simulator.layout import Engine, Env, Memory, ReplicaState
 from envs.simulator.outcomes import record_replica, reject
-from envs.simulator.queueing import fill_entry, has_room, push_back, take_entry
+from envs.simulator.queueing import fill_entry, has_room, outputs_of, push_back, take_entry
 from envs.simulator.rules import request_entered
 from envs.simulator.run import blocks_for
 
@@ -27,7 +27,7 @@ _READY = int(ReplicaState.READY)
 def arrive(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     """A request of the trace arrives; the env's pool must have room."""
     env.window_arrivals += 1
-    if _is_too_large(memory, engine, request):
+    if _is_too_large(memory, engine, env, request):
         reject(memory, engine, env, request)
     elif env.ready > 0:
         _send(memory, engine, env, request, at_s)
@@ -48,7 +48,7 @@ def dispatch(memory: Memory, engine: Engine, env: Env, at_s: float) -> bool:
         if not has_room(env):
             return False
         request = env.router_first
-        if not _is_too_large(memory, engine, request):
+        if not _is_too_large(memory, engine, env, request):
             env.router_waiting -= 1
             _send(memory, engine, env, request, at_s)
         env.router_first = next_kept(memory, env, request + 1)
@@ -68,10 +68,10 @@ def next_kept(memory: Memory, env: Env, request: int) -> int:
 
 
 @inlined
-def _is_too_large(memory: Memory, engine: Engine, request: int) -> bool:
+def _is_too_large(memory: Memory, engine: Engine, env: Env, request: int) -> bool:
     """Whether no empty replica could admit the request, or hold all of it."""
     arrival = memory.trace[request]
-    tokens = arrival.prompt_tokens + arrival.output_tokens
+    tokens = arrival.prompt_tokens + outputs_of(env, arrival)
     if tokens > engine.blocks * engine.block_tokens:
         return True
     blocks = blocks_for(engine, arrival.prompt_tokens)

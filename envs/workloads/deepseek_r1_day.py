@@ -10,7 +10,9 @@ first 16 hours of one day on Alibaba Cloud, gathered here into six kinds of traf
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,7 +147,10 @@ JOB_S = 7_200.0
 
 
 MOST_REQUESTS = 200_000_000
-"""A trace is drawn in memory; this many take about 10 GB."""
+"""Of one trace, which is in memory; this many take about 10 GB."""
+
+CHUNK = 4096
+"""Gaps drawn at once; another number would draw other traces."""
 
 
 def generate(hours: float, seed: int, mean_qps: float = MEAN_QPS) -> Trace:
@@ -155,46 +160,144 @@ def generate(hours: float, seed: int, mean_qps: float = MEAN_QPS) -> Trace:
     same trace, and within a day a shorter trace is the beginning of a longer one.
 
     Raises:
-        ConfigError: hours or mean_qps is not a positive number, or seed is negative.
+        ConfigError: hours or mean_qps is not a positive number, or seed is negative; they come to
+            more than `MOST_REQUESTS`, see `parts`; or no request falls into the hours.
     """
+    _check(hours, seed, mean_qps)
+    if hours * 3600.0 * mean_qps > MOST_REQUESTS:
+        raise ConfigError(
+            f"{hours:g} hours at {mean_qps:g} requests/s: expected at most {MOST_REQUESTS:,} "
+            "requests"
+        )
+    for whole in parts(hours, seed, mean_qps, part_hours=hours):
+        return whole
+    raise ConfigError(f"{NAME}: {hours:g} hours at {mean_qps:g} requests/s hold no request")
+
+
+def parts(
+    hours: float, seed: int, mean_qps: float = MEAN_QPS, *, part_hours: float = 1.0
+) -> Iterator[Trace]:
+    """The trace of `generate`, a span at a time: the same bits behind each other.
+
+    Parts keep the clock of the whole. One without a request is left out. In memory is one part and
+    no more, so a fleet's day of 100 million requests can be drawn hour by hour.
+
+    Raises:
+        ConfigError: as `generate`, but for the number of requests; or part_hours is none.
+    """
+    _check(hours, seed, mean_qps)
+    if not (math.isfinite(part_hours) and part_hours > 0):
+        raise ConfigError(f"{NAME}: part_hours is {part_hours}; expected a number above 0")
+    return _parts(hours, seed, mean_qps, part_hours)
+
+
+def output_tokens_per_request() -> float:
+    """Output tokens of a request in the mean over many days, from the tables of `TRAFFIC`."""
+    return sum(traffic.share * _mean_tokens(traffic.output_tokens) for traffic in TRAFFIC)
+
+
+def _check(hours: float, seed: int, mean_qps: float) -> None:
     for name, value in (("hours", hours), ("mean_qps", mean_qps)):
         if not (math.isfinite(value) and value > 0):
             raise ConfigError(f"{NAME}: {name} is {value}; expected a number above 0")
     if seed < 0:
         raise ConfigError(f"{NAME}: seed is {seed}; expected a whole number from 0 on")
-    if hours * 3600.0 > LONGEST_S or hours * 3600.0 * mean_qps > MOST_REQUESTS:
-        raise ConfigError(
-            f"{hours:g} hours at {mean_qps:g} requests/s: expected at most {LONGEST_S / 3600:g} "
-            f"hours and {MOST_REQUESTS:,} requests"
-        )
+    if hours * 3600.0 > LONGEST_S:
+        raise ConfigError(f"{NAME}: hours is {hours:g}; expected at most {LONGEST_S / 3600:g}")
+
+
+def _parts(hours: float, seed: int, mean_qps: float, part_hours: float) -> Iterator[Trace]:
     end_s = hours * 3600.0
     streams = np.random.SeedSequence(seed).spawn(1 + 2 * len(TRAFFIC))
     rates = _rates(math.ceil(hours / 24), np.random.default_rng(streams[0])) * mean_qps
-    arrivals, prompts, outputs, clients = [], [], [], []
+    sources = []
     for client, traffic in enumerate(TRAFFIC):
         gaps, lengths = map(np.random.default_rng, streams[1 + 2 * client : 3 + 2 * client])
-        arrival_s = _arrivals(rates[client], traffic.gap_cv, end_s, gaps)
-        shares = lengths.random((len(arrival_s), 2))
-        arrivals.append(arrival_s)
-        prompts.append(_tokens(traffic.prompt_tokens, shares[:, 0]))
-        outputs.append(_tokens(traffic.output_tokens, shares[:, 1]))
-        clients.append(np.full(len(arrival_s), client, np.int32))
-    arrival_s = np.concatenate(arrivals)
-    order = np.argsort(arrival_s, kind="stable")
-    return Trace(
-        arrival_s=arrival_s[order],
-        prompt_tokens=np.concatenate(prompts)[order],
-        output_tokens=np.concatenate(outputs)[order],
-        client_id=np.concatenate(clients)[order],
-        name=NAME,
-        header={
-            "workload": NAME,
-            "seed": str(seed),
-            "hours": f"{hours:g}",
-            "mean_qps": f"{mean_qps:g}",
-            "clients": ", ".join(traffic.name for traffic in TRAFFIC),
-        },
-    )
+        sources.append(_Source(traffic, rates[client], end_s, gaps, lengths))
+    header = {
+        "workload": NAME,
+        "seed": str(seed),
+        "hours": f"{hours:g}",
+        "mean_qps": f"{mean_qps:g}",
+        "clients": ", ".join(traffic.name for traffic in TRAFFIC),
+    }
+    count = math.ceil(hours / part_hours)
+    for part in range(count):
+        drawn = [source.before(min((part + 1) * part_hours * 3600.0, end_s)) for source in sources]
+        arrival_s, prompts, outputs = (
+            np.concatenate(column) for column in zip(*drawn, strict=True)
+        )
+        if not len(arrival_s):
+            continue
+        sizes = [len(one[0]) for one in drawn]
+        order = np.argsort(arrival_s, kind="stable")
+        yield Trace(
+            arrival_s=arrival_s[order],
+            prompt_tokens=prompts[order],
+            output_tokens=outputs[order],
+            client_id=np.repeat(np.arange(len(TRAFFIC), dtype=np.int32), sizes)[order],
+            name=NAME,
+            header=header if count == 1 else {**header, "part": f"{part + 1} of {count}"},
+        )
+
+
+class _Source:
+    """Requests of one kind of traffic, in order.
+
+    Arrivals are a Gamma renewal process whose clock runs at the rate. Both generators are read in
+    one order, whatever the borders at which requests are asked for: parts and whole are the same.
+
+    Args:
+        rate: requests/s on the grid, `(steps,)`.
+        end_s: no request comes then or later.
+        gaps: draws the gaps.
+        lengths: draws two numbers per request.
+    """
+
+    def __init__(
+        self,
+        traffic: Traffic,
+        rate: NDArray[np.float64],
+        end_s: float,
+        gaps: np.random.Generator,
+        lengths: np.random.Generator,
+    ) -> None:
+        self._traffic = traffic
+        self._shape = traffic.gap_cv**-2
+        self._at_s = GRID_S * np.arange(len(rate) + 1)
+        self._expected = np.concatenate([[0.0], np.cumsum(rate * GRID_S)])
+        self._end_s = end_s
+        self._until = float(np.interp(end_s, self._at_s, self._expected))
+        self._gaps, self._lengths = gaps, lengths
+        self._passed = 0.0
+        """Requests expected until the last one drawn."""
+        self._waiting = np.zeros(0)
+        """Arrivals that are drawn and belong to a later part."""
+
+    def before(
+        self, border_s: float
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.int32]]:
+        """Arrivals, prompt and output tokens of the next requests before a border."""
+        drawn = [self._waiting]
+        while self._passed < self._until and not (len(drawn[-1]) and drawn[-1][-1] >= border_s):
+            drawn.append(self._next())
+        arrival_s = np.concatenate(drawn)
+        row = int(np.searchsorted(arrival_s, border_s))
+        self._waiting = arrival_s[row:].copy()
+        shares = self._lengths.random((row, 2))
+        return (
+            arrival_s[:row],
+            tokens_at(self._traffic.prompt_tokens, shares[:, 0]),
+            tokens_at(self._traffic.output_tokens, shares[:, 1]),
+        )
+
+    def _next(self) -> NDArray[np.float64]:
+        """Some more arrivals before the end; none once it is reached."""
+        gaps = self._gaps.standard_gamma(self._shape, size=CHUNK) / self._shape
+        passed = self._passed + np.cumsum(gaps)
+        self._passed = float(passed[-1])
+        arrival_s = np.interp(passed, self._expected, self._at_s)
+        return np.asarray(arrival_s[(passed < self._until) & (arrival_s < self._end_s)])
 
 
 def day_shape() -> NDArray[np.float64]:
@@ -262,28 +365,15 @@ def _running_jobs(
     return rate
 
 
-def _arrivals(
-    rate: NDArray[np.float64], gap_cv: float, end_s: float, rng: np.random.Generator
-) -> NDArray[np.float64]:
-    """Arrivals before end_s of a Gamma renewal process whose clock runs at `rate`, sorted.
-
-    Args:
-        rate: requests/s on the grid, `(steps,)`.
-    """
-    at_s = GRID_S * np.arange(len(rate) + 1)
-    expected = np.concatenate([[0.0], np.cumsum(rate * GRID_S)])
-    until = np.interp(end_s, at_s, expected)
-    shape = gap_cv**-2
-    passed = np.zeros(0)
-    last = 0.0
-    while last < until:
-        gaps = rng.standard_gamma(shape, size=4096) / shape
-        passed = np.concatenate([passed, last + np.cumsum(gaps)])
-        last = passed[-1]
-    arrival_s = np.interp(passed, expected, at_s)
-    return np.asarray(arrival_s[(passed < until) & (arrival_s < end_s)])
-
-
-def _tokens(quantiles: tuple[int, ...], shares: NDArray[np.float64]) -> NDArray[np.int32]:
+def tokens_at(quantiles: tuple[int, ...], shares: NDArray[np.float64]) -> NDArray[np.int32]:
     """Lengths at the given shares of the distribution, 0-1."""
     return np.rint(np.exp(np.interp(shares, QUANTILES, np.log(quantiles)))).astype(np.int32)
+
+
+def _mean_tokens(quantiles: tuple[int, ...]) -> float:
+    """Mean of the lengths that `tokens_at` gives: exponentials between the quantiles."""
+    total = 0.0
+    for (low, high), (first, last) in zip(pairwise(quantiles), pairwise(QUANTILES), strict=True):
+        mean = low if low == high else (high - low) / math.log(high / low)
+        total += (last - first) * mean
+    return total

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from tuner.core.errors import TraceError
-from tuner.core.gaps import find_gaps, treat_gaps
+from tuner.core.gaps import find_gaps, treat_gaps, unmasked
 from tuner.core.trace import Gap, Trace
 
 
@@ -108,3 +110,17 @@ def test_silence_before_the_first_request_is_a_gap_where_traffic_does_not_explai
     (gap,) = find_gaps(arrival_s)
     assert gap == Gap(0.0, float(arrival_s[0]))
     assert find_gaps(arrival_s - 1e6) == ()
+
+
+def test_a_gap_that_the_trace_masks_is_not_found_again() -> None:
+    trace = replace(recording_with_a_gap(), gaps=(Gap(720.0, 1290.0),))
+    assert treat_gaps(trace, "error") == (trace, ())
+    # More than a minute of it is open.
+    assert unmasked((Gap(700.0, 1301.0),), (Gap(750.0, 1280.0),)) == (Gap(700.0, 1301.0),)
+
+
+def test_masking_keeps_the_gaps_that_are_there() -> None:
+    trace = replace(recording_with_a_gap(), gaps=(Gap(10.0, 20.0), Gap(690.0, 710.0)))
+    masked, found = treat_gaps(trace, "mask")
+    assert found == (Gap(700.0, 1301.0),)
+    assert masked.gaps == (Gap(10.0, 20.0), Gap(690.0, 1301.0))

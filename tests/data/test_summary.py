@@ -49,22 +49,24 @@ def test_the_steepest_rise_is_between_neighbouring_ten_minutes() -> None:
     assert summary.largest_rise_10min == pytest.approx(3)
 
 
-def test_masked_time_is_in_no_figure() -> None:
+@pytest.mark.parametrize("gap", [Gap(599.0, 1201.0), Gap(610.0, 1200.0)], ids=str)
+def test_masked_time_is_in_no_figure(gap: Gap) -> None:
     whole = even(2001, 1.0)
     kept = (whole.arrival_s < 600) | (whole.arrival_s > 1200)
     trace = Trace(
         arrival_s=whole.arrival_s[kept],
         prompt_tokens=whole.prompt_tokens[kept],
         output_tokens=whole.output_tokens[kept],
-        gaps=(Gap(599.0, 1201.0),),
+        gaps=(gap,),
     )
     summary = summarise(trace)
-    assert summary.masked_s == 602
-    assert summary.mean_qps == pytest.approx(1, rel=0.01)
+    assert summary.masked_s == gap.length_s
+    assert summary.mean_qps == pytest.approx(len(trace) / (2000 - gap.length_s))
     assert summary.gap_cv == 0
     assert summary.dispersion["60s"] == 0
     counts = window_counts(trace, 60.0)
-    assert np.flatnonzero(np.isnan(counts)).tolist() == list(range(9, 21))
+    masked = range(int(gap.start_s // 60), int(gap.end_s // 60) + 1)
+    assert np.flatnonzero(np.isnan(counts)).tolist() == list(masked)
 
 
 def test_a_gap_that_is_kept_is_named_and_counts_as_idle() -> None:

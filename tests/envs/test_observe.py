@@ -41,7 +41,7 @@ def test_no_observations_give_no_value():
 def observed(n: int = 1, scrape_loss: float = 0.0, replicas: int = 2) -> ObservedFleet:
     space = worlds.knobs()
     fleet = Fleet(worlds.trace(), worlds.PROFILE, seeds=np.zeros(n, np.uint64), slots=8)
-    view = ObservedFleet(fleet, space, scrape_loss=scrape_loss)
+    view = ObservedFleet(fleet, space)
     settings = np.tile(space.row({**space.defaults(), "replicas": replicas}), (n, 1))
     view.reset(
         np.arange(n),
@@ -49,6 +49,7 @@ def observed(n: int = 1, scrape_loss: float = 0.0, replicas: int = 2) -> Observe
         seeds=np.arange(n, dtype=np.uint64),
         settings=settings,
         keep=np.ones(n),
+        scrape_loss=scrape_loss,
     )
     return view
 

@@ -10,6 +10,7 @@ import pytest
 
 from envs.config import EnvConfig
 from envs.episodes import EpisodeDraws, episode_seeds
+from envs.randomise import RandomiseConfig
 from envs.serving_env import FollowAction, ServingEnv
 from envs.simulator.cluster import SimulatedCluster
 from envs.vector_env import VectorServingEnv
@@ -82,7 +83,8 @@ def cluster_of(
         start_s=float(draws.start_s[0]),
         keep=float(draws.keep[0]),
         jitter=config.jitter,
-        scrape_loss=config.scrape_loss,
+        scrape_loss=float(draws.scrape_loss[0]),
+        factors=draws.factors,
     )
     return cluster, clock
 
@@ -164,12 +166,13 @@ def by_vector(n: int, codec: Codec, config: EnvConfig, script: np.ndarray) -> li
 SOURCE_CODE = {"policy": 0, "fallback": 1, "hold": 2}
 
 
-@pytest.fixture(scope="module")
-def setting() -> tuple[Codec, EnvConfig, np.ndarray]:
+@pytest.fixture(scope="module", params=[False, True], ids=["as calibrated", "worlds drawn"])
+def setting(request) -> tuple[Codec, EnvConfig, np.ndarray]:
     space = worlds.knobs()
+    widths = RandomiseConfig(enabled=request.param, scrape_loss=(0.05, 0.2))
     return (
         bold(worlds.codec(space, move=MOVE)),
-        worlds.config(episode_ticks=TICKS + 1),
+        worlds.config(episode_ticks=TICKS + 1, randomise=widths),
         actions(4, TICKS),
     )
 

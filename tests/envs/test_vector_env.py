@@ -7,6 +7,7 @@ import pytest
 
 from envs.config import EnvConfig
 from envs.episodes import EpisodeDraws
+from envs.randomise import RandomiseConfig
 from envs.reward import Outcome, RewardScale, RewardWeights, reward
 from tests.envs import worlds
 from tests.envs.test_parity import MOVE, actions, vector_env
@@ -102,6 +103,7 @@ def test_reward_adds_up(values, expected):
         ({"keep": (0.0, 1.0)}, r"env\.keep"),
         ({"scrape_loss": 1.0}, r"env\.scrape_loss"),
         ({"jitter": -1.0}, r"env\.jitter"),
+        ({"randomise": RandomiseConfig(kv=-0.1)}, r"env\.randomise\.kv is -0\.1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )

@@ -147,3 +147,12 @@ def test_compares_with_the_peer_on_the_same_requests(
     figures = json.loads(capsys.readouterr().out)
     assert figures["dynosim"]["requests"] == 50
     assert figures["ratio"]["requests"] > 1
+
+
+def test_a_fleets_day_is_simulated_part_by_part(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--profile", "reference-affine", "--tokens", "2000", "--hours", "0.6"]
+    assert main(["day", *words]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["finished"] + figures["rejected"] == figures["requests"] > 1000
+    assert figures["ttft_p50_s"] > 0
+    assert figures["peak_rss_bytes"] > 1e7

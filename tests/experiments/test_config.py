@@ -5,9 +5,12 @@ import pytest
 import yaml
 
 import experiments
+from envs.randomise import RandomiseConfig
 from experiments.config import CompareConfig, GuardrailConfig, RunConfig, load_compare_config
+from experiments.training import TrainingFile
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
+from tuner.data.strict import build, parse_yaml
 from tuner.guardrails import LIMITS, TRIPS
 from tuner.guardrails.max_delta import DEFAULT_STEPS, Step
 
@@ -135,3 +138,22 @@ def test_the_example_names_every_key_with_its_default():
         return {key: keys(inner) for key, inner in value.items()} if isinstance(value, dict) else {}
 
     assert keys(yaml.safe_load(path.read_text())) == keys(asdict(CompareConfig()))
+
+
+def training_file(text):
+    stated = parse_yaml(text, "train.yaml", ConfigError)
+    return build(TrainingFile, stated, "train.yaml", ConfigError)
+
+
+def test_the_example_of_randomised_training_names_every_width_with_its_default():
+    text = (Path(experiments.__file__).parent / "configs" / "train-randomised.yaml").read_text()
+    assert training_file(text).train.env.randomise == RandomiseConfig(enabled=True)
+    stated = yaml.safe_load(text)["train"]["env"]["randomise"]
+    assert stated.keys() == asdict(RandomiseConfig()).keys()
+    off = training_file("train: {env: {randomise: {enabled: false}}}")
+    assert off.train.env == training_file("train: {}").train.env
+
+
+def test_a_comparison_refuses_to_be_randomised(written):
+    with pytest.raises(ConfigError, match=r"run\.randomise is not a known key"):
+        load_compare_config(written("run: {randomise: {enabled: true}}\n"))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from envs.randomise import RandomiseConfig
 from policies import LearnedRule, build_policy
 from tests.envs import worlds
 from tests.train.worlds import CONFIG, config, inputs, trained
@@ -92,6 +93,17 @@ def test_a_resume_from_a_checkpoint_gives_the_bits_of_a_run_without_a_stop(
     assert best(out).updates == 4
     trained(out, resume=True)
     assert_same_training(first, out)
+
+
+def test_worlds_are_drawn_for_training_and_never_for_judging(tmp_path: Path) -> None:
+    env = ppo.replace(CONFIG.env, randomise=RandomiseConfig(enabled=True))
+    place = ppo.Place(tmp_path / "small-0.3.0")
+    run = ppo.Run.prepare(inputs(), ppo.replace(CONFIG, env=env), place, threads=1)
+    assert run.training.config.randomise.enabled
+    assert not run.validation.config.randomise.enabled
+    # What the bundle's manifest will say.
+    assert run.config.section["env"]["randomise"]["enabled"] is True
+    assert run.config.section["env"]["randomise"]["cold_start"] == [0.5, 3.0]
 
 
 def stop_after(out: Path, stretches: int) -> None:

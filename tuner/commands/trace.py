@@ -15,7 +15,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tuner.commands import trace_edit, trace_from
 from tuner.commands.gaps import Gaps, GapsOption
+from tuner.commands.written import print_written
 
 if TYPE_CHECKING:
     from tuner.core.trace import Gap, Trace
@@ -25,9 +27,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     no_args_is_help=True,
-    help="Import recorded traffic, describe it, or draw a built-in workload.",
+    help="Import recorded traffic, describe it, change it, or draw load.",
 )
-
+app.command("from-counts")(trace_from.from_counts)
+app.command("edit")(trace_edit.edit)
 
 _WINDOWS = {"15s": "15 s", "60s": "1 min", "600s": "10 min"}
 """Windows of a summary as people write them."""
@@ -84,7 +87,7 @@ def import_(
         return
     _print_report(report)
     warn_of(found, Console(stderr=True), masked=gaps is Gaps.MASK)
-    _print_written(trace, out)
+    print_written(trace, out)
 
 
 @app.command()
@@ -99,6 +102,7 @@ def describe(
       tuner trace describe week.parquet --json | jq .mean_qps
     """
     from experiments.load import warn_of
+    from tuner.core.gaps import unmasked
     from tuner.data.summary import summarise
     from tuner.data.traces import read_trace
 
@@ -110,8 +114,7 @@ def describe(
     console = Console(highlight=False)
     _print_summary(console, summary)
     _print_chart(console, trace)
-    open_gaps = tuple(gap for gap in summary.gaps if gap not in summary.masked)
-    warn_of(open_gaps, Console(stderr=True), masked=False)
+    warn_of(unmasked(summary.gaps, summary.masked), Console(stderr=True), masked=False)
 
 
 @app.command()
@@ -145,7 +148,7 @@ def generate(
     draw = WORKLOADS[workload]
     trace = draw(hours, seed) if qps is None else draw(hours, seed, qps)
     write_trace(trace, out)
-    _print_written(trace, out)
+    print_written(trace, out)
 
 
 @contextmanager
@@ -180,18 +183,6 @@ def _print_report(report: ImportReport) -> None:
         console.print(f"  {rows} out of order: sorted by arrival")
     if report.clients:
         console.print(f"  {len(report.clients):,} client names numbered from 0")
-
-
-def _print_written(trace: Trace, out: Path) -> None:
-    from tuner.commands.chart import duration
-    from tuner.data.summary import summarise
-
-    summary = summarise(trace)
-    console = Console(highlight=False, soft_wrap=True)
-    console.print(
-        f"[bold]{escape(str(out))}[/]: {summary.requests:,} requests over "
-        f"{duration(summary.span_s)}, {summary.mean_qps:.3g} requests/s in the mean"
-    )
 
 
 def _print_summary(console: Console, summary: TraceSummary) -> None:

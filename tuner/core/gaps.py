@@ -77,14 +77,14 @@ def _leading_gap(arrival_s: NDArray[np.float64]) -> tuple[Gap, ...]:
 
 
 def treat_gaps(trace: Trace, mode: GapMode) -> tuple[Trace, tuple[Gap, ...]]:
-    """The trace as `mode` wants it, and the gaps found.
+    """The trace as `mode` wants it, and the gaps found that it does not mask already.
 
-    `keep` and `error` leave the trace as it is; `mask` sets its `gaps` to those found.
+    `keep` and `error` leave the trace as it is; `mask` adds those found to its `gaps`.
 
     Raises:
         TraceError: mode is `error` and there is a gap.
     """
-    found = find_gaps(trace.arrival_s)
+    found = unmasked(find_gaps(trace.arrival_s), trace.gaps)
     if found and mode == "error":
         gap = found[0]
         raise TraceError(
@@ -93,5 +93,33 @@ def treat_gaps(trace: Trace, mode: GapMode) -> tuple[Trace, tuple[Gap, ...]]:
             "again, cut the trace there, or choose --gaps mask or --gaps keep"
         )
     if mode == "mask":
-        return replace(trace, gaps=found), found
+        return replace(trace, gaps=merged((*trace.gaps, *found))), found
     return trace, found
+
+
+def unmasked(found: tuple[Gap, ...], masked: tuple[Gap, ...]) -> tuple[Gap, ...]:
+    """Gaps of which masked ones leave more than `SHORTEST_S` open.
+
+    A gap is found from one arrival to the next; what was masked while it was recorded ends a
+    little before and after.
+    """
+    return tuple(
+        gap
+        for gap in found
+        if gap.length_s - sum(_overlap_s(gap, other) for other in masked) > SHORTEST_S
+    )
+
+
+def merged(gaps: tuple[Gap, ...]) -> tuple[Gap, ...]:
+    """The same spans in order and apart."""
+    apart: list[Gap] = []
+    for gap in sorted(gaps, key=lambda gap: gap.start_s):
+        if apart and gap.start_s <= apart[-1].end_s:
+            apart[-1] = Gap(apart[-1].start_s, max(apart[-1].end_s, gap.end_s))
+        else:
+            apart.append(gap)
+    return tuple(apart)
+
+
+def _overlap_s(one: Gap, other: Gap) -> float:
+    return max(0.0, min(one.end_s, other.end_s) - max(one.start_s, other.start_s))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,6 +143,14 @@ class Trace:
         if self.client_id is not None:
             columns["client_id"] = self.client_id
         return columns
+
+    def take(self, rows: slice | NDArray[np.intp] | NDArray[np.bool_]) -> Trace:
+        """Some of the requests, with the times they had; gaps, name and header stay.
+
+        Raises:
+            TraceError: they are none, or not in order.
+        """
+        return replace(self, **{name: column[rows] for name, column in self.columns().items()})
 
     @property
     def last_arrival_s(self) -> float:

@@ -132,9 +132,13 @@ def _largest_rise(counts: NDArray[np.float64]) -> float | None:
 
 
 def _gap_cv(trace: Trace) -> float | None:
-    intervals = np.diff(trace.arrival_s)
-    starts = [gap.start_s for gap in trace.gaps]
-    intervals = intervals[~np.isin(trace.arrival_s[:-1], starts) | (intervals == 0)]
+    known = np.ones(len(trace) - 1, np.bool_)
+    for gap in trace.gaps:
+        # Every interval that reaches into the gap.
+        first = np.searchsorted(trace.arrival_s[1:], gap.start_s, side="right")
+        last = np.searchsorted(trace.arrival_s[:-1], gap.end_s, side="left")
+        known[first:last] = False
+    intervals = np.diff(trace.arrival_s)[known]
     if len(intervals) < 2 or intervals.mean() == 0:
         return None
     return float(intervals.std() / intervals.mean())

@@ -239,7 +239,8 @@ class Run:
             place=place,
             codec=codec,
             training=scenarios.on(learn),
-            validation=scenarios.on(hold_out),
+            # Whatever training draws: a network is chosen and judged in the world as calibrated.
+            validation=replace(scenarios, config=config.env.nominal).on(hold_out),
             identity={
                 "config": config.section,
                 "trace": trace_digest(inputs.trace),

@@ -114,22 +114,10 @@ def split(trace: Trace, share: float) -> tuple[Trace, Trace]:
     first_s = float(trace.arrival_s[0])
     cut_s = first_s + (trace.last_arrival_s - first_s) * (1 - share)
     row = int(np.searchsorted(trace.arrival_s, cut_s))
-    return _rows(trace, slice(0, row), "training part"), _rows(
-        trace, slice(row, None), "validation part"
-    )
-
-
-def _rows(trace: Trace, rows: slice, part: str) -> Trace:
-    """Some requests of a trace, with the clock they had: the time of day stays right."""
-    hits, clients = trace.prefix_hit_tokens, trace.client_id
-    return replace(
-        trace,
-        name=f"{trace.name} ({part})",
-        arrival_s=trace.arrival_s[rows],
-        prompt_tokens=trace.prompt_tokens[rows],
-        output_tokens=trace.output_tokens[rows],
-        prefix_hit_tokens=None if hits is None else hits[rows],
-        client_id=None if clients is None else clients[rows],
+    # With the clock they had: the time of day stays right.
+    return (
+        replace(trace, name=f"{trace.name} (training part)").take(slice(0, row)),
+        replace(trace, name=f"{trace.name} (validation part)").take(slice(row, None)),
     )
 
 

@@ -15,7 +15,10 @@ from envs.workloads.deepseek_r1_day import (
     TRAFFIC,
     day_shape,
     generate,
+    output_tokens_per_request,
+    parts,
 )
+from tuner.core.errors import ConfigError
 from tuner.core.trace import Trace
 
 
@@ -97,3 +100,43 @@ def test_the_second_day_repeats_the_shape_of_the_first() -> None:
     by_hour = np.bincount((chat // 3600).astype(int), minlength=48)
     night, day = by_hour[[4, 5, 28, 29]], by_hour[[15, 16, 39, 40]]
     assert day.min() > night.max()
+
+
+@pytest.mark.parametrize(
+    ("hours", "part_hours", "mean_qps"),
+    [(5.0, 1.0, 15.0), (5.0, 0.37, 15.0), (26.0, 6.0, 2.0), (3.0, 1 / 60, 40.0), (2.0, 9.0, 1.0)],
+    ids=["hours", "odd spans", "over midnight", "minutes", "one part"],
+)
+def test_parts_behind_each_other_are_the_whole(
+    hours: float, part_hours: float, mean_qps: float
+) -> None:
+    whole = generate(hours, 7, mean_qps)
+    drawn = list(parts(hours, 7, mean_qps, part_hours=part_hours))
+    for name, column in whole.columns().items():
+        joined = np.concatenate([part.columns()[name] for part in drawn])
+        assert joined.tobytes() == column.tobytes()
+    for part in drawn:
+        # Each lies in its own span, on the clock of the whole.
+        spans = np.floor(part.arrival_s / (part_hours * 3600))
+        assert np.unique(spans).size == 1
+
+
+def test_a_fleets_day_is_drawn_an_hour_at_a_time() -> None:
+    """A thousand requests per second: what the first hour takes is an hour's, not the day's."""
+    first = next(parts(24, 1, 1000.0))
+    assert first.last_arrival_s < 3600
+    assert len(first) == pytest.approx(1000 * 3600, rel=0.4)
+    assert first.header["part"] == "1 of 24"
+
+
+def test_output_tokens_per_request_are_those_that_are_drawn(days: list[Trace]) -> None:
+    outputs = np.concatenate([day.output_tokens for day in days])
+    assert output_tokens_per_request() == pytest.approx(outputs.mean(), rel=0.03)
+
+
+def test_a_trace_that_would_not_fit_is_refused_and_its_parts_are_not() -> None:
+    with pytest.raises(ConfigError, match="expected at most 200,000,000 requests"):
+        generate(24, 1, 5000.0)
+    assert parts(24, 1, 5000.0) is not None
+    with pytest.raises(ConfigError, match="part_hours is 0"):
+        parts(24, 1, part_hours=0)
