@@ -1,4 +1,4 @@
-"""What holds under every rule-set: nothing is lost, nothing is made up, and the bits are the same."""
+"""What holds under every rule-set: nothing is lost, nothing made up, and the bits are the same."""
 
 from __future__ import annotations
 
@@ -28,12 +28,8 @@ def busy_fleet(scheduler: str, n: int = 1, first: int = 0, threads: int = 1) -> 
     )
     env = np.arange(first, first + n)
     seeds = env.astype(np.uint64) * np.uint64(977)
-    fleet = Fleet(
-        trace, profile, seeds=seeds, slots=4, jitter=0.2, record=True, threads=threads
-    )
-    fleet.reset(
-        slice(None), start_s=0.05 * env, seeds=seeds, settings=settings_at(0, n, first)
-    )
+    fleet = Fleet(trace, profile, seeds=seeds, slots=4, jitter=0.2, record=True, threads=threads)
+    fleet.reset(slice(None), start_s=0.05 * env, seeds=seeds, settings=settings_at(0, n, first))
     return fleet
 
 

@@ -153,8 +153,8 @@ WORKED = {
         profile(block_tokens=4, blocks=7, chunk=16, async_=False, reserve_full_isl=False),
         preemptions=(0, 1),
     ),
-    # 10 usable blocks of 4, watermark 5 of all 11. Nothing runs: 6 blocks for the first, 0-12.4. The
-    # second needs 1 + 5 of 4 and waits until the first is done at 22.4.
+    # 10 usable blocks of 4, watermark 5 of all 11. Nothing runs: 6 blocks for the first, 0-12.4.
+    # The second needs 1 + 5 of 4 and waits until the first is done at 22.4.
     "the watermark holds while something runs": Worked(
         ((0.0, 24, 2), (1.0, 4, 1)),
         (12.4, 32.8),
