@@ -223,7 +223,7 @@ class Fleet:
             raise ValueError("requests of the part before are still to arrive or at the router")
         if np.any(envs["clock_s"] > trace.arrival_s[0]):
             raise ValueError(f"the part begins at {trace.arrival_s[0]} s, before an env's time")
-        self._memory = self._memory._replace(trace=arrivals_of(trace))
+        self._memory = self._memory._replace(trace=arrivals_of(trace, self.profile))
         self._arrival_s, self._requests = trace.arrival_s, len(trace)
         envs["next_request"] = 0
 
