@@ -156,7 +156,7 @@ def _from_histograms(histograms: Histograms, mean: float, block: Ints, shares: F
 
 def _adding_up(tokens: Ints, block: Ints, total: Ints) -> Ints:
     """Lengths scaled so that each block's add up to its total, or to a token each where that is
-    more; what exceeds one token is scaled, and the largest remainders are rounded up."""
+    more. What exceeds one token is scaled; every block has a request."""
     blocks = len(total)
     requests = np.bincount(block, minlength=blocks)
     room = np.maximum(total - requests, 0)
@@ -165,11 +165,12 @@ def _adding_up(tokens: Ints, block: Ints, total: Ints) -> Ints:
     # Where all drawn lengths are one token, all get an equal share.
     excess = np.where(sums[block] > 0, excess, 1.0)
     sums = np.where(sums > 0, sums, requests)
-    scaled = excess * (room / np.maximum(sums, 1.0))[block]
-    whole = np.floor(scaled)
-    missing = room - np.bincount(block, weights=whole, minlength=blocks).astype(np.int64)
-    order = np.lexsort((whole - scaled, block))
-    starts = np.concatenate(([0], np.cumsum(requests)[:-1]))
-    rank = np.empty(len(tokens), np.int64)
-    rank[order] = np.arange(len(tokens)) - starts[block]
-    return np.asarray(1 + whole.astype(np.int64) + (rank < missing[block]))
+    reached = np.cumsum(excess * (room / np.maximum(sums, 1.0))[block])
+    last = np.cumsum(requests) - 1
+    reached -= np.concatenate(([0.0], reached[last[:-1]]))[block]
+    # Rounded as a running total, which ends on the block's own: no token is lost.
+    whole = np.minimum(np.floor(reached + 1e-6).astype(np.int64), room[block])
+    whole[last] = room
+    before = np.concatenate(([0], whole[:-1]))
+    before[last[:-1] + 1] = 0
+    return np.asarray(1 + whole - before)
