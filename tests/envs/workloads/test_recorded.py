@@ -190,19 +190,43 @@ def test_tokens_of_rows_without_arrivals_belong_to_those_before():
     assert (found.arrival_s // EVERY_S).tolist() == [0, 6]
 
 
-def test_fewer_tokens_than_requests_leave_one_each():
-    rows = [
+def rows_of(*counts: Mapping[str, int], histograms: Mapping[int, Buckets] | None = None):
+    """A row of 15 s for each; the histogram of outputs by row."""
+    made = [
         TelemetryRow(
-            at_s=SINCE_S + EVERY_S,
+            at_s=SINCE_S + EVERY_S * (row + 1),
             window_s=60.0,
             counted_s=EVERY_S,
-            counts={"requests_arrived": 50, "prompt_tokens": 5000, "output_tokens": 20},
+            counts=one,
+            histograms={"output_length": (histograms or {})[row]} if histograms else {},
         )
+        for row, one in enumerate(counts)
     ]
-    header = TelemetryHeader("r1", "sglang", "", {}, SINCE_S, SINCE_S + EVERY_S, EVERY_S, 60.0)
-    found = from_telemetry(Telemetry(header, table_of(rows), {}), 1).trace
+    until_s = SINCE_S + EVERY_S * len(made)
+    header = TelemetryHeader("r1", "sglang", "", {}, SINCE_S, until_s, EVERY_S, 60.0)
+    return Telemetry(header, table_of(made), {})
+
+
+def test_fewer_tokens_than_requests_leave_one_each():
+    counts = {"requests_arrived": 50, "prompt_tokens": 5000, "output_tokens": 20}
+    found = from_telemetry(rows_of(counts), 1).trace
     assert set(found.output_tokens) == {1}
     assert found.prompt_tokens.sum() == 5000
+
+
+def test_a_row_without_a_token_count_is_like_the_others():
+    counts = {"requests_arrived": 50, "prompt_tokens": 5000, "output_tokens": 500}
+    lacking = {name: count for name, count in counts.items() if name != "output_tokens"}
+    found = from_telemetry(rows_of(counts, lacking), 1).trace
+    assert found.output_tokens.sum() == 1000
+
+
+def test_of_several_sets_of_buckets_the_first_counts():
+    """An engine that was updated has others; their counts cannot be added."""
+    counts = {"requests_arrived": 50, "prompt_tokens": 5000, "output_tokens": 400}
+    old, new = Buckets((4, 16), (0, 50, 0)), Buckets((1, 2, 3), (50, 0, 0, 0))
+    found = from_telemetry(rows_of(counts, counts, histograms={0: old, 1: new}), 1).trace
+    assert np.quantile(found.output_tokens, 0.1) > 4
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
