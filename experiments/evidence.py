@@ -13,6 +13,14 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from envs.workloads.rebuilt import (
+    LENGTH_WINDOW_S,
+    CountedLoad,
+    Lengths,
+    blocks_of,
+    means_of,
+)
+from envs.workloads.rebuilt import rebuilt as requests_of
 from experiments.config import GuardrailConfig, RunConfig
 from experiments.fanout import Progress, Watch, fan_out, silent
 from experiments.result import Floats, Ints
@@ -36,14 +44,10 @@ from tuner.control.promote import (
 )
 from tuner.core.knobs import KnobSpace
 from tuner.core.profile import ServingProfile
-from tuner.core.trace import MAX_TOKENS, Trace
+from tuner.core.trace import Trace
 from tuner.data import load_profile
 from tuner.data.bundles import read_bundle
 from tuner.guardrails.max_delta import DEFAULT_STEPS, Step
-
-LENGTH_WINDOW_S = 300.0
-"""Mean lengths are taken over so long: tokens are counted later than the arrivals they belong to,
-by as long as a request lasts."""
 
 MOST_REQUESTS = 5_000_000
 """Of one replay; of a longer log the newest part is replayed. A minute on one core or two."""
@@ -93,9 +97,9 @@ def logged_load(ticks: Sequence[SeenTick], *, tick_s: float) -> LoggedLoad | Non
     arrivals = np.diff(total, prepend=0.0).astype(np.int64)
     if not arrivals.sum():
         return None
+    block = blocks_of(length_s, LENGTH_WINDOW_S)
     prompt, output = (
-        _mean_lengths(columns[:, 0] * length_s, columns[:, place] * length_s, length_s)
-        for place in (1, 2)
+        means_of(columns[:, 0] * length_s, columns[:, place] * length_s, block) for place in (1, 2)
     )
     if prompt is None or output is None:
         return None
@@ -105,46 +109,25 @@ def logged_load(ticks: Sequence[SeenTick], *, tick_s: float) -> LoggedLoad | Non
     return LoggedLoad(
         length_s[newest],
         arrivals[newest],
-        prompt[newest],
-        output[newest],
+        prompt[block][newest],
+        output[block][newest],
         cut_s=float(length_s[~newest].sum()),
     )
 
 
-def _mean_lengths(requests: Floats, tokens: Floats, length_s: Floats) -> Floats | None:
-    """`(intervals,)` tokens per request around each interval; None where nothing is known."""
-    known = np.isfinite(tokens) & (tokens >= 0)
-    if not requests[known].sum() or not tokens[known].sum():
-        return None
-    overall = tokens[known].sum() / requests[known].sum()
-    block = (np.cumsum(length_s) / LENGTH_WINDOW_S).astype(np.int64)
-    n = int(block[-1]) + 1
-    asked = np.bincount(block[known], weights=requests[known], minlength=n)
-    given = np.bincount(block[known], weights=tokens[known], minlength=n)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        means = np.where((asked >= 1) & (given > 0), given / asked, overall)
-    return np.clip(means[block], 1.0, MAX_TOKENS)
-
-
 def rebuilt(load: LoggedLoad, seed: int) -> Trace:
     """One reconstruction of the load: same counts, same mean lengths, other draws per seed."""
-    rng = np.random.default_rng(seed)
     ends_s = np.cumsum(load.length_s)
-    place = np.repeat(np.arange(len(ends_s)), load.arrivals)
-    starts_s = ends_s - load.length_s
-    arrival_s = starts_s[place] + rng.random(len(place)) * load.length_s[place]
-    order = np.argsort(arrival_s, kind="stable")
-    prompt, output = (
-        np.minimum(rng.geometric(1 / means[place]), MAX_TOKENS).astype(np.int32)
-        for means in (load.prompt_tokens, load.output_tokens)
+    counted = CountedLoad(
+        start_s=ends_s - load.length_s,
+        length_s=load.length_s,
+        requests=load.arrivals,
+        block=np.arange(len(ends_s)),
+        prompt=Lengths(load.prompt_tokens),
+        output=Lengths(load.output_tokens),
     )
-    return Trace(
-        arrival_s[order],
-        prompt[order],
-        output[order],
-        name="the logged load",
-        header={"origin": "rebuilt from an audit log", "seed": str(seed)},
-    )
+    header = {"origin": "rebuilt from an audit log"}
+    return requests_of(counted, seed, name="the logged load", header=header)
 
 
 @dataclass(frozen=True)

@@ -73,10 +73,12 @@ def overlaid(traces: Sequence[Trace]) -> Trace:
     """Traces at the same time: the load of all. Where one has a gap, the sum is not known."""
     columns = _joined(traces)
     order = np.argsort(columns["arrival_s"], kind="stable")
+    for name, one in columns.items():
+        columns[name] = None if one is None else one[order]
     note = "overlaid with " + ", ".join(trace.name for trace in traces[1:])
     return replace(
         traces[0],
-        **{name: None if one is None else one[order] for name, one in columns.items()},
+        **columns,
         gaps=merged(tuple(gap for trace in traces for gap in trace.gaps)),
         header=_noted(traces[0], note),
     )
@@ -112,7 +114,7 @@ def phase_shifted(trace: Trace, shift_s: float) -> Trace:
     gaps = list(trace.gaps)
     if period_s - reach_s > SHORTEST_S:
         gaps.append(Gap(reach_s, period_s))
-    columns = {name: column[order] for name, column in trace.columns().items()}
+    columns: dict[str, Any] = {name: one[order] for name, one in trace.columns().items()}
     columns["arrival_s"] = arrival_s[order]
     return replace(
         trace,

@@ -80,3 +80,29 @@ def test_an_arrival_more_than_a_year_in_is_refused_as_another_clock() -> None:
     one = np.array([5], dtype=np.int32)
     with pytest.raises(TraceError, match=r"row 0 is 1\.7e\+09, more than a year"):
         Trace(np.array([1.7e9]), one, one)
+
+
+def test_some_requests_keep_all_their_columns_and_the_name() -> None:
+    tokens = np.array([5, 6, 7], np.int32)
+    given = Trace(
+        np.array([0.0, 1.0, 2.0]),
+        tokens,
+        tokens + np.int32(10),
+        prefix_hit_tokens=tokens - np.int32(5),
+        client_id=tokens - np.int32(4),
+        name="t",
+        header={"a": "b"},
+        gaps=(Gap(3.0, 4.0),),
+    )
+    for rows in (slice(1, None), np.array([False, True, True]), np.array([1, 2])):
+        some = given.take(rows)
+        assert {name: column.tolist() for name, column in some.columns().items()} == {
+            "arrival_s": [1.0, 2.0],
+            "prompt_tokens": [6, 7],
+            "output_tokens": [16, 17],
+            "prefix_hit_tokens": [1, 2],
+            "client_id": [2, 3],
+        }
+        assert (some.name, some.header, some.gaps) == ("t", {"a": "b"}, (Gap(3.0, 4.0),))
+    with pytest.raises(TraceError, match="holds no request"):
+        given.take(slice(0, 0))

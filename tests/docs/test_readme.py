@@ -23,6 +23,7 @@ FOLDERS = ["tuner/core", "tuner/data", "tuner/guardrails", "tuner/knobs", "tuner
 FOLDERS += [
     "envs",
     "envs/simulator",
+    "envs/workloads",
     "tuner/config",
     "tuner/live",
     "tuner/engines",

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from click.testing import CliRunner
 from typer.main import get_command
 
+from envs.workloads.recorded import from_telemetry
 from tests.live.engine_page import serving
 from tests.real.live_engine import LiveEngine
 from tests.real.prometheus import Prometheus, Scrape
@@ -85,7 +86,13 @@ def test_totals_equal_the_counters_over_restarts_of_prometheus_and_of_an_engine(
     assert whole["totals"]["prompt_tokens"] == 24 * done
     assert whole["totals"]["output_tokens"] == 16 * done
     assert whole["totals"]["requests_failed"] == 0
-    rows = read_telemetry(out).table.to_pylist()
+    recorded = read_telemetry(out)
+    rows = recorded.table.to_pylist()
     assert len(rows) == whole["windows"]
     for name in ("ttft_s", "e2e_s", "prompt_length"):
         assert sum(sum(row[f"{name}_counts"] or []) for row in rows) == done
+    rebuilt = from_telemetry(recorded, seed=1)
+    assert (rebuilt.left_out, rebuilt.trace.gaps) == (0, ())
+    assert len(rebuilt.trace) == done
+    assert rebuilt.trace.prompt_tokens.sum() == 24 * done
+    assert rebuilt.trace.output_tokens.sum() == 16 * done

@@ -30,6 +30,7 @@ app = typer.Typer(
     help="Import recorded traffic, describe it, change it, or draw load.",
 )
 app.command("from-counts")(trace_from.from_counts)
+app.command("from-telemetry")(trace_from.from_telemetry)
 app.command("edit")(trace_edit.edit)
 
 _WINDOWS = {"15s": "15 s", "60s": "1 min", "600s": "10 min"}

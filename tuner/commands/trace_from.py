@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from tuner.commands.written import print_written
 
@@ -57,3 +58,45 @@ def from_counts(
     trace = windows.generate(read_counts(counts), seed, lengths=measured, mean_qps=qps, hours=hours)
     write_trace(trace, out)
     print_written(trace, out)
+
+
+def from_telemetry(
+    telemetry: Annotated[
+        Path, typer.Argument(help="What `tuner record` wrote, Parquet.", metavar="TELEMETRY")
+    ],
+    out: OutOption,
+    match: Annotated[
+        str,
+        typer.Option(
+            help="Length over which tokens add up to the counters: 5m, 1h; or `row`, each row.",
+        ),
+    ] = "5m",
+    seed: SeedOption = 1,
+) -> None:
+    """Turn recorded telemetry back into requests: the counts are real, single requests are drawn.
+
+    Each row has as many arrivals as it counted; lengths come from the engine's
+    histograms and add up to its token counters. Where nothing was seen for
+    more than a minute the trace has a masked gap.
+
+    Examples:
+      tuner trace from-telemetry telemetry.parquet --out week.parquet
+      tuner trace from-telemetry telemetry.parquet --match row --seed 2 --out T.parquet
+    """
+    from envs.workloads.recorded import ARRIVED, from_telemetry
+    from tuner.data.telemetry import read_telemetry
+    from tuner.data.traces import write_trace
+    from tuner.live.metrics.spans import span_s
+
+    match_s = 0.0 if match == "row" else span_s("--match", match)
+    found = from_telemetry(read_telemetry(telemetry), seed, name=telemetry.name, match_s=match_s)
+    write_trace(found.trace, out)
+    print_written(found.trace, out)
+    warnings = Console(stderr=True, highlight=False, soft_wrap=True)
+    if found.arrivals_from != ARRIVED:
+        warnings.print(f"[yellow]note:[/] arrivals are told by {found.arrivals_from}")
+    if found.left_out:
+        warnings.print(
+            f"[yellow]warning:[/] {found.left_out:,} requests were counted only after a gap and "
+            "are left out: when they came is not known"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -150,7 +151,8 @@ class Trace:
         Raises:
             TraceError: they are none, or not in order.
         """
-        return replace(self, **{name: column[rows] for name, column in self.columns().items()})
+        columns: dict[str, Any] = {name: one[rows] for name, one in self.columns().items()}
+        return replace(self, **columns)
 
     @property
     def last_arrival_s(self) -> float:

@@ -76,6 +76,15 @@ def test_gaps_vary_as_the_fitted_distribution_says(shape, weibull, cv):
     assert gaps.std() / gaps.mean() == pytest.approx(cv, rel=0.06)
 
 
+def test_equal_windows_have_their_own_instants_and_both_edges_are_free():
+    trace = generate(counts_of(np.full((50, 1), 100)), seed=1)
+    inside_s = (trace.arrival_s % WINDOW_S).reshape(50, 100)
+    assert len(np.unique(inside_s)) == inside_s.size
+    # 100 requests are the borders of 101 gaps, each of 600 / 101 s in the mean.
+    for edge in (inside_s[:, 0], WINDOW_S - inside_s[:, -1]):
+        assert edge.mean() == pytest.approx(WINDOW_S / 101, rel=0.5)
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
     counts = counts_of(pool())
     one, again, other = (generate(counts, seed=seed) for seed in (5, 5, 6))
