@@ -27,6 +27,7 @@ PLUGIN = ROOT / "deploy" / "vllm_plugin"
 READY_S = 300.0
 """Longest wait for the first completion; 25 to 80 s were seen on two contended cores."""
 STOP_S = 60.0
+UNIPROC = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,12 @@ def launch(
         *("--load-format", "dummy", "--enforce-eager", "--max-num-seqs", str(max_num_seqs)),
         # On a CPU with AMX vLLM would take a backend for bfloat16 alone.
         *("--attention-backend", "CPU_MLA"),
+        # In the scheduler's own process. A worker of its own waits for its next step with
+        # sched_yield for up to a second, on the one core that vLLM binds every worker on this host
+        # to: with two engines the second one's worker ran 14 s and waited 123 s for that core
+        # while the first served 4 requests/s, and completed nothing. "uni" would be turned into
+        # "mp" again.
+        *("--distributed-executor-backend", UNIPROC),
         *("--scheduler-cls", "tuner_vllm.scheduler.TunerScheduler"),
         *("--middleware", "tuner_vllm.middleware.TunerControl"),
         *more,
@@ -80,6 +87,9 @@ def launch(
     environment = {
         "PYTHONPATH": str(PLUGIN),
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        # What vLLM gives a worker of its own; several engines share the cores as they come.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
