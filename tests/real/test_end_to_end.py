@@ -134,9 +134,13 @@ class World:
             kill_all(Started.from_json(process))
 
     def logs(self) -> dict[str, str]:
-        """What a failed test shows of the engines that controllers have started."""
-        found = sorted(self.folder.glob("*-processes/engine-*.log"))
-        return {f"{log.name}, started by the controller": tail(log) for log in found}
+        """What a failed test shows: engines that controllers started, and where load went."""
+        engines = sorted(self.folder.glob("*-processes/engine-*.log"))
+        texts = sorted([*self.folder.glob("*-endpoints.json"), *self.folder.glob("*/summary.json")])
+        return {
+            **{f"{log.name}, started by the controller": tail(log) for log in engines},
+            **{str(text.relative_to(self.folder)): text.read_text()[-1500:] for text in texts},
+        }
 
     def sent(self) -> float:
         """Requests that the client says it has sent; 0 while its page is not there."""

@@ -31,7 +31,12 @@ STOP_S = 60.0
 IDLE_S = 60.0
 """Longest wait for the end of what a test has left in an engine."""
 LAST_LINES = 40
-GOOD = re.compile(r'^INFO: +\S+ - ".*" 200 OK$')
+NOISE = re.compile(
+    r'^INFO: .* - ".*" 200 OK$'
+    r'|^INFO: .* - "GET /v1/runtime_config HTTP/1.1" 404 Not Found$'  # not on the serving port
+    r"|\[launcher\.py:\d+\] Route: "
+)
+"""Lines of an engine's log that a failure does not show."""
 UNIPROC = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
@@ -315,9 +320,9 @@ class VllmServer:
 
 
 def tail(log: Path, lines: int = LAST_LINES) -> str:
-    """The end of an engine's log without the lines that say of a request only that it was good."""
+    """The end of an engine's log without its noise."""
     text = log.read_text(encoding="utf-8", errors="replace")
-    return "\n".join([line for line in text.splitlines() if not GOOD.search(line)][-lines:])
+    return "\n".join([line for line in text.splitlines() if not NOISE.search(line)][-lines:])
 
 
 def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
