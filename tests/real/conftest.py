@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import pytest
 
@@ -38,11 +39,29 @@ def vllm(engine_launch: Launch, engine_folder: Path) -> Iterator[VllmServer]:
         yield server
 
 
+@pytest.fixture(autouse=True)
+def _handed_on(request: pytest.FixtureRequest) -> None:
+    """Each test finds the shared engine running and idle, whatever became of the one before."""
+    if "vllm" in request.fixturenames:
+        request.getfixturevalue("vllm").hand_on()
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A fixture's value that knows what a failure should show."""
+
+    def logs(self) -> dict[str, str]:
+        """Ends of logs, by title."""
+
+
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """A failed test shows the end of the engine's log."""
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows the ends of the logs of what ran for it."""
     report = yield
-    server = getattr(item, "funcargs", {}).get("vllm")
-    if report.failed and isinstance(server, VllmServer):
-        report.sections.append(("end of the engine's log", server.tail()))
+    if report.failed:
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Telling):
+                report.sections += [(f"end of {name}", end) for name, end in value.logs().items()]
     return report

@@ -1,4 +1,7 @@
-"""The installed commands, run as a user runs them: in processes of their own."""
+"""The installed commands, run as a user runs them: in processes of their own.
+
+Whoever starts one ends it: `running` and `tuner` do so whatever happens in between.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,17 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 180.0
+"""Longest wait for a command's end."""
+SOON_S = 120.0
+"""Longest wait for anything else that should come at once; a few seconds is what it takes."""
+LAST_CHARS = 3000
+"""Of each output of a command that a failure shows."""
 
 
 def tuner(*arguments: object, cwd: Path, timeout_s: float = DEADLINE_S) -> Finished:
@@ -25,17 +35,19 @@ def tuner(*arguments: object, cwd: Path, timeout_s: float = DEADLINE_S) -> Finis
 
 
 class Finished:
-    """What a command left: exit status and all it said."""
+    """What a command left: exit status, None while it runs, and all it said."""
 
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
+    def __init__(self, name: str, status: int | None, out: str, err: str) -> None:
+        self.name, self.status, self.out, self.err = name, status, out, err
 
     def json(self) -> Any:
-        assert self.status == 0, f"exit {self.status}\n{self.out}\n{self.err}"
+        assert self.status == 0, self
         return json.loads(self.out)
 
     def __repr__(self) -> str:
-        return f"exit {self.status}\n{self.out}\n{self.err}"
+        how = "still runs" if self.status is None else f"exit {self.status}"
+        said = "\n".join(text[-LAST_CHARS:].strip() for text in (self.out, self.err))
+        return f"tuner {self.name}: {how}\n{said.strip() or '(said nothing)'}"
 
 
 class Running:
@@ -43,7 +55,8 @@ class Running:
 
     def __init__(self, arguments: Sequence[object], *, cwd: Path) -> None:
         cwd.mkdir(parents=True, exist_ok=True)
-        stem = f"{arguments[0]}-{time.monotonic_ns()}"
+        self.name = str(arguments[0])
+        stem = f"{self.name}-{time.monotonic_ns()}"
         self._out, self._err = cwd / f"{stem}.out", cwd / f"{stem}.err"
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self.process = subprocess.Popen(
@@ -57,9 +70,7 @@ class Running:
 
     def said(self) -> Finished:
         status = self.process.poll()
-        return Finished(
-            -1 if status is None else status, self._out.read_text(), self._err.read_text()
-        )
+        return Finished(self.name, status, self._out.read_text(), self._err.read_text())
 
     def wait(self, timeout_s: float = DEADLINE_S) -> Finished:
         try:
@@ -87,19 +98,21 @@ def running(*arguments: object, cwd: Path) -> Iterator[Running]:
         process.stop()
 
 
-def reach(
-    condition: Callable[[], bool],
-    what: str,
-    *,
-    timeout_s: float = DEADLINE_S,
-    of: Running | None = None,
-) -> None:
-    """Poll with a deadline; how long it takes is nobody's promise."""
+def reach(condition: Callable[[], T], what: str, *of: Running, timeout_s: float = SOON_S) -> T:
+    """Poll until it is true, with a deadline; how long it takes is nobody's promise.
+
+    Args:
+        of: commands that must run meanwhile; a failure shows what each has said.
+
+    Returns:
+        What the condition gave at last.
+    """
     pause = threading.Event()
-    end = time.monotonic() + timeout_s
-    while not condition():
-        if of is not None and of.process.poll() is not None:
-            raise AssertionError(f"{what}: the command has ended: {of.said()}")
-        said = "" if of is None else f": {of.said()}"
-        assert time.monotonic() < end, f"{what}: not within {timeout_s:g} s{said}"
-        pause.wait(0.2)
+    end_s = time.monotonic() + timeout_s
+    while not (found := condition()):
+        over = [one.name for one in of if one.process.poll() is not None]
+        if over or time.monotonic() > end_s:
+            why = f"{', '.join(over)} ended" if over else f"not within {timeout_s:g} s"
+            raise AssertionError("\n".join([f"{what}: {why}", *(repr(one.said()) for one in of)]))
+        pause.wait(0.1)
+    return found

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,18 +26,22 @@ from tests.ports import free_port
 from tests.real.controller import Running, reach, running, tuner
 from tests.real.prometheus import Prometheus, Scrape
 from tests.real.test_plugin import closed_loop
-from tests.real.vllm_server import Launch, VllmServer
+from tests.real.vllm_server import READY_S, Launch, VllmServer, tail
 from tuner.control.audit_store import AuditStore, StoredDecision
 from tuner.core.faults import FaultReason
 from tuner.core.observation import Observation, ReplicaState
 from tuner.core.trace import Trace
 from tuner.data.traces import write_trace
+from tuner.live.processes.started import Started, kill_all
 
 ENGINE = "engine-1"
 QPS = 4.0
 PROMPT_TOKENS, OUTPUT_TOKENS = 24, 12
 SECONDS = 600
-TICK_S, WINDOW_S = 5.0, 30.0
+TICKS, TICK_S, WINDOW_S = 8, 5.0, 30.0
+MOST_LATE = 2
+"""Ticks at which crowded cores may keep an answer back; what is really missing is so at each."""
+SCRAPE_S = 2.0
 CEILING = 32
 
 
@@ -67,7 +71,7 @@ class World:
                 "in_flight": "tuner_load_in_flight",
                 "selector": {"app": "client"},
             },
-            "processes": self.processes(),
+            "processes": self.processes(name),
             "tick_s": TICK_S,
             "window_s": WINDOW_S,
             "knobs": {
@@ -86,17 +90,24 @@ class World:
         path.write_text(yaml.safe_dump(whole), encoding="utf-8")
         return path
 
-    def quantile(self, family: str, q: float, *, at_s: float) -> float:
-        """What Prometheus itself makes of the engine's buckets, over the controller's window."""
-        rise = f"sum by (le) (increase({family}_bucket{{app='tiny'}}[{WINDOW_S:g}s]))"
-        answer = httpx.get(
-            f"{self.prometheus.url}/api/v1/query",
-            params={"query": f"histogram_quantile({q}, {rise})", "time": at_s},
-            timeout=10.0,
-        )
-        return float(answer.json()["data"]["result"][0]["value"][1])
+    def asked(self, query: str, *, at_s: float | None = None) -> float:
+        """What Prometheus itself says; NaN where it has nothing."""
+        at = {} if at_s is None else {"time": at_s}
+        url = f"{self.prometheus.url}/api/v1/query"
+        answer = httpx.get(url, params={"query": query, **at}, timeout=60.0)
+        result = answer.json()["data"]["result"]
+        return float(result[0]["value"][1]) if result else math.nan
 
-    def processes(self) -> dict[str, object]:
+    def quantile(self, family: str, q: float, *, at_s: float) -> float:
+        """What Prometheus makes of the engine's buckets, over the controller's window."""
+        rise = f"sum by (le) (increase({family}_bucket{{app='tiny'}}[{WINDOW_S:g}s]))"
+        return self.asked(f"histogram_quantile({q}, {rise})", at_s=at_s)
+
+    def rate(self, series: str, *, at_s: float) -> float:
+        """What Prometheus makes of a counter of the engine's, over the controller's window."""
+        return self.asked(f"sum(rate({series}{{app='tiny'}}[{WINDOW_S:g}s]))", at_s=at_s)
+
+    def processes(self, name: str) -> dict[str, object]:
         """The engine that runs already, and how to start one more like it."""
         return {
             "endpoints": [
@@ -104,23 +115,36 @@ class World:
             ],
             "command": list(self.launch.command),
             "environment": dict(self.launch.environment),
-            "state_dir": str(self.folder / "processes"),
-            "endpoints_file": str(self.endpoints),
+            "state_dir": str(self.state(name)),
+            "endpoints_file": str(self.endpoints(name)),
         }
 
-    @property
-    def endpoints(self) -> Path:
+    def state(self, name: str) -> Path:
+        """Where a controller of this name keeps notes and logs of the engines it starts."""
+        return self.folder / f"{name}-processes"
+
+    def endpoints(self, name: str) -> Path:
         """Addresses that take traffic, as the controller keeps them."""
-        return self.folder / "endpoints.json"
+        return self.folder / f"{name}-endpoints.json"
+
+    def end_engines(self, name: str) -> None:
+        """End what a controller of this name has started and nobody has stopped."""
+        notes = self.state(name) / "processes.json"
+        for process in json.loads(notes.read_text())["processes"] if notes.exists() else ():
+            kill_all(Started.from_json(process))
+
+    def logs(self) -> dict[str, str]:
+        """What a failed test shows: engines that controllers started, and where load went."""
+        engines = sorted(self.folder.glob("*-processes/engine-*.log"))
+        texts = sorted([*self.folder.glob("*-endpoints.json"), *self.folder.glob("*/summary.json")])
+        return {
+            **{f"{log.name}, started by the controller": tail(log) for log in engines},
+            **{str(text.relative_to(self.folder)): text.read_text()[-1500:] for text in texts},
+        }
 
     def sent(self) -> float:
         """Requests that the client says it has sent; 0 while its page is not there."""
-        try:
-            page = httpx.get(f"http://127.0.0.1:{self.load_port}/metrics", timeout=5.0).text
-        except httpx.HTTPError:
-            return 0.0
-        lines = [line for line in page.splitlines() if line.startswith("tuner_load_requests_total")]
-        return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
+        return on_page(f"http://127.0.0.1:{self.load_port}", "tuner_load_requests_total")
 
     def batch_size(self) -> int:
         value: int = self.engine.control().json()["knobs"]["batch_size"]["value"]
@@ -152,13 +176,13 @@ def world(
         Scrape(vllm.url.removeprefix("http://"), {"app": "tiny", "pod": ENGINE}),
         Scrape(f"127.0.0.1:{load_port}", {"app": "client"}),
     ]
-    with Prometheus(folder / "prometheus", scrapes, interval_s=2.0) as prometheus:
+    with Prometheus(folder / "prometheus", scrapes, interval_s=SCRAPE_S) as prometheus:
         yield World(folder, vllm, engine_launch, prometheus, load_port, folder / "even.parquet")
 
 
 @dataclass(frozen=True)
 class Shadowed:
-    """What a minute in shadow left behind."""
+    """What less than a minute in shadow left behind."""
 
     config: Path
     decisions: list[StoredDecision]
@@ -188,8 +212,9 @@ def shadow(world: World) -> Shadowed:
     before = world.revision()
     arguments = world.load("steady", "--url", world.engine.url, "--metrics-port", world.load_port)
     with running(*arguments, cwd=world.folder) as load:
-        reach(lambda: world.sent() > QPS * (WINDOW_S + 5), "the client fills the window", of=load)
-        done = tuner("run", "--config", config, "--mode", "shadow", "--ticks", 12, cwd=world.folder)
+        reach(lambda: world.sent() > QPS * (WINDOW_S + 5), "the client fills the window", load)
+        run = ("run", "--config", config, "--mode", "shadow", "--ticks", TICKS)
+        done = tuner(*run, cwd=world.folder)
         assert done.status == 0, done
         page = world.engine.serving("GET", "/metrics").text
     store = AuditStore.open(f"sqlite:///{world.folder / 'shadow.db'}")
@@ -214,7 +239,7 @@ def _columns(folder: Path) -> tuple[list[str], list[Any]]:
 
 
 def test_shadow_decides_at_every_tick_and_writes_nothing(shadow):
-    assert len(shadow.decisions) == 12
+    assert len(shadow.decisions) == TICKS
     assert {each.record.mode for each in shadow.decisions} == {"shadow"}
     before, after = shadow.revisions
     assert after == before
@@ -226,9 +251,15 @@ def test_shadow_decides_at_every_tick_and_writes_nothing(shadow):
 
 
 def test_the_policy_decides_because_nothing_is_missing(shadow):
-    assert {str(each.decision.source) for each in shadow.decisions} == {"policy"}
-    assert [fault.sentence for one in shadow.seen for fault in one.faults] == []
-    for one in shadow.seen:
+    faults = [fault.sentence for one in shadow.seen for fault in one.faults]
+    whole = [
+        each
+        for each in shadow.decisions
+        if each.record.observation.ready_replicas == 1 and not each.record.observation.faults
+    ]
+    assert len(whole) >= TICKS - MOST_LATE, faults
+    assert {str(each.decision.source) for each in whole} == {"policy"}
+    for one in (each.record.observation for each in whole):
         assert one.settings["batch_size"] == CEILING
         assert one.settings["replicas"] == one.ready_replicas == 1
         assert one.age_s is not None
@@ -239,13 +270,23 @@ def test_the_policy_decides_because_nothing_is_missing(shadow):
 def test_arrivals_are_seen_within_five_percent_of_what_the_client_sent(shadow):
     assert set(shadow.client["failed"]) <= {"interrupted"}  # by the end of the test, not before
     assert "qps" not in {name for one in shadow.seen for name in one.estimates}
-    for one in shadow.seen:
-        assert one.qps == pytest.approx(QPS, rel=0.05)
+    assert shadow.mean("qps") == pytest.approx(QPS, rel=0.05)
+    for one in shadow.seen:  # a client that was kept waiting catches up in the next window
+        assert one.qps == pytest.approx(QPS, rel=0.15)
 
 
-def test_token_rates_are_seen_within_two_percent(shadow):
-    assert shadow.mean("prompt_tokens_per_s") == pytest.approx(QPS * PROMPT_TOKENS, rel=0.02)
-    assert shadow.mean("output_tokens_per_s") == pytest.approx(QPS * OUTPUT_TOKENS, rel=0.02)
+@pytest.mark.parametrize(
+    ("field", "series", "tokens"),
+    [
+        ("prompt_tokens_per_s", "vllm:prompt_tokens_total", PROMPT_TOKENS),
+        ("output_tokens_per_s", "vllm:generation_tokens_total", OUTPUT_TOKENS),
+    ],
+)
+def test_token_rates_are_those_that_prometheus_names(world, shadow, field, series, tokens):
+    theirs = float(np.mean([world.rate(series, at_s=one.at_s) for one in shadow.seen]))
+    assert shadow.mean(field) == pytest.approx(theirs, rel=0.02)
+    # What was asked for, as far as the engine keeps up.
+    assert shadow.mean(field) == pytest.approx(QPS * tokens, rel=0.1)
 
 
 QUANTILES = [
@@ -262,9 +303,11 @@ QUANTILES = [
 def test_latency_quantiles_lie_in_the_bucket_that_prometheus_names(world, shadow, field, family, q):
     bounds = bucket_bounds(shadow.page, family)
     for one in shadow.seen:
-        theirs = world.quantile(family, q, at_s=one.at_s)
+        # A scrape that was under way at the tick is stored with an earlier time: seen only now.
+        theirs = [world.quantile(family, q, at_s=one.at_s - late) for late in (0.0, SCRAPE_S)]
+        low, high = np.sort(np.searchsorted(bounds, theirs))
         ours = getattr(one, field)
-        assert np.searchsorted(bounds, ours) == np.searchsorted(bounds, theirs), (ours, theirs)
+        assert low <= np.searchsorted(bounds, ours) <= high, (ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -320,7 +363,7 @@ def test_active_moves_the_batch_size_and_gives_it_back(world):
     )
     arguments = ("run", "--config", config, "--mode", "active", "--without-evidence", "this test")
     with running(*arguments, cwd=world.folder) as controller:
-        reach(lambda: world.batch_size() == cap, "the cap is in force", of=controller)
+        reach(lambda: world.batch_size() == cap, "the cap is in force", controller)
         fed = False
         with closed_loop(world.engine, 12):
             reach(lambda: world.engine.gauge("vllm:num_requests_running") <= cap, "drained down")
@@ -333,28 +376,33 @@ def test_active_moves_the_batch_size_and_gives_it_back(world):
     assert world.batch_size() == CEILING
 
 
-def test_replicas_go_from_one_to_two_and_back_with_no_failed_request(world):
-    endpoints = world.endpoints
-    changes: dict[str, Any] = {
-        "prometheus": None,
-        "scrape": {},
-        "traffic": None,
-        "move": ["replicas", "warmup_requests"],
-    }
-    base = world.engine.url
-    client = world.load("moving", "--endpoints", endpoints)
-    with scaling(world, 2, changes) as up:
-        reach(lambda: len(addresses(endpoints)) == 2, "two serve", of=up)
-        second = next(url for url in addresses(endpoints) if url != base)
-        load = Running(client, cwd=world.folder)
-        reach(lambda: finished(second) > 20, "the second one serves", of=load)
-    with scaling(world, 1, changes) as down:
-        reach(lambda: addresses(endpoints) == [base], "one is left to send to", of=down)
-        reach(lambda: not answers(second), "the second one has left", of=down)
-        before = finished(base)
-        reach(lambda: finished(base) > before + 20, "the first one serves on", of=load)
-    load.stop()
-    store = AuditStore.open(f"sqlite:///{world.folder / 'scaled.db'}")
+@pytest.fixture
+def scaled(world: World) -> Iterator[str]:
+    """Name of the controllers that change the number of replicas; ends what they leave behind."""
+    name = "scaled"
+    yield name
+    world.end_engines(name)
+
+
+def test_replicas_go_from_one_to_two_and_back_with_no_failed_request(world, scaled):
+    endpoints, base = world.endpoints(scaled), world.engine.url
+
+    def second() -> str | None:
+        """The engine that the controller has started, once it takes traffic."""
+        return next((url for url in addresses(endpoints) if url != base), None)
+
+    with ExitStack() as stack:
+        with scaling(world, scaled, 2) as up:
+            url = reach(second, "two serve", up, timeout_s=READY_S)
+            client = world.load("moving", "--endpoints", endpoints)
+            load = stack.enter_context(running(*client, cwd=world.folder))
+            reach(lambda: finished(url) > 20, "the second one serves", load, up)
+        with scaling(world, scaled, 1) as down:
+            reach(lambda: addresses(endpoints) == [base], "one is left to send to", load, down)
+            reach(lambda: not answers(url), "the second one has left", load, down)
+            before = finished(base)
+            reach(lambda: finished(base) > before + 20, "the first one serves on", load, down)
+    store = AuditStore.open(f"sqlite:///{world.folder / scaled}.db")
     observations = [each.record.observation for each in store.decisions("tiny", last=1000)]
     store.close()
     states = {replica.state for one in observations for replica in one.replicas}
@@ -364,24 +412,26 @@ def test_replicas_go_from_one_to_two_and_back_with_no_failed_request(world):
     assert set(summary["failed"]) <= {"interrupted"}, summary
 
 
+COUNTERS = (
+    "vllm:request_success_total",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+)
+
+
 def test_a_recording_holds_what_the_counters_count_across_restarts(world, shadow):
-    counters = (
-        "vllm:request_success_total",
-        "vllm:prompt_tokens_total",
-        "vllm:generation_tokens_total",
-    )
-    totals = {name: world.engine.gauge(name) for name in counters}
-    scraped(world, totals)
+    totals = scraped(world)
     world.prometheus.stop()
-    world.engine.stop()
-    world.prometheus.start()
+    try:
+        world.engine.stop()
+    finally:
+        world.prometheus.start()
     world.engine.start()
     world.engine.wait_ready()
     for _ in range(5):
         world.engine.complete(tokens=7)
-    again = {name: world.engine.gauge(name) for name in counters}
-    scraped(world, again)
-    ended, prompt, output = (totals[name] + again[name] for name in counters)
+    again = scraped(world)
+    ended, prompt, output = (totals[name] + again[name] for name in COUNTERS)
     out = world.folder / "telemetry.parquet"
     arguments = ("record", "--config", shadow.config, "--since", "2h", "--out", out, "--json")
 
@@ -397,31 +447,32 @@ def test_a_recording_holds_what_the_counters_count_across_restarts(world, shadow
 
 
 @contextmanager
-def scaling(world: World, replicas: int, changes: dict[str, Any]) -> Iterator[Running]:
+def scaling(world: World, name: str, replicas: int) -> Iterator[Running]:
     """An active controller that wants so many replicas."""
-    options: dict[str, object] = {"replicas": replicas, "warmup_requests": 3}
-    config = world.config("scaled", "static", options, **changes)
+    config = world.config(
+        name,
+        "static",
+        {"replicas": replicas, "warmup_requests": 3},
+        prometheus=None,
+        scrape={},
+        traffic=None,
+        move=["replicas", "warmup_requests"],
+    )
     arguments = ("run", "--config", config, "--mode", "active", "--without-evidence", "this test")
     with running(*arguments, cwd=world.folder) as controller:
         yield controller
 
 
-def scraped(world: World, totals: dict[str, float]) -> None:
-    """Come back when Prometheus has seen these values."""
+def scraped(world: World) -> dict[str, float]:
+    """The engine's counters once Prometheus has them all."""
+    found: dict[str, float] = {}
 
     def there() -> bool:
-        for name, value in totals.items():
-            answer = httpx.get(
-                f"{world.prometheus.url}/api/v1/query",
-                params={"query": f"sum({name})"},
-                timeout=10.0,
-            )
-            result = answer.json()["data"]["result"]
-            if not result or float(result[0]["value"][1]) != value:
-                return False
-        return True
+        found.update({name: world.engine.gauge(name) for name in COUNTERS})
+        return all(world.asked(f"sum({name})") == value for name, value in found.items())
 
     reach(there, "Prometheus has seen the last values")
+    return found
 
 
 def addresses(endpoints: Path) -> list[str]:
@@ -431,18 +482,27 @@ def addresses(endpoints: Path) -> list[str]:
     return urls
 
 
-def served(endpoints: Path) -> int:
-    return len(addresses(endpoints))
-
-
 def finished(url: str) -> float:
-    page = httpx.get(f"{url}/metrics", timeout=10.0).text
-    lines = [line for line in page.splitlines() if line.startswith("vllm:request_success_total{")]
+    """Requests that an engine has finished; 0 while it does not say."""
+    return on_page(url, "vllm:request_success_total")
+
+
+def on_page(url: str, name: str) -> float:
+    """Sum of a counter over its labels; 0 where nobody answers."""
+    try:
+        page = httpx.get(f"{url}/metrics", timeout=30.0).text
+    except httpx.HTTPError:
+        return 0.0
+    lines = [line for line in page.splitlines() if line.startswith((name + "{", name + " "))]
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
 
 def answers(url: str) -> bool:
+    """Whether somebody listens there; one who is slow does."""
     try:
-        return httpx.get(f"{url}/health", timeout=5.0).status_code == 200
-    except httpx.HTTPError:
+        httpx.get(f"{url}/health", timeout=30.0)
+    except httpx.TimeoutException:
+        return True
+    except httpx.TransportError:
         return False
+    return True

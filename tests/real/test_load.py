@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from threading import Event
-from time import monotonic
-
 import numpy as np
 
+from tests.real.controller import reach
 from tests.real.vllm_server import VllmServer
 from tuner.core.trace import Trace
 from tuner.live.load.driver import LoadOptions, LoadRun, plan_of
@@ -60,18 +58,16 @@ def test_requests_and_tokens_are_those_that_the_engine_counts(vllm):
         return {name: value - before[name] for name, value in counted(vllm).items()}
 
     # The page follows the answers by a moment.
-    deadline_s = monotonic() + 10.0
-    while grown() != expected and monotonic() < deadline_s:
-        Event().wait(0.1)
-    assert grown() == expected
+    reach(lambda: grown() == expected, f"the page says {expected}")
 
 
 def test_first_tokens_come_before_last_ones_and_each_gap_is_one(vllm):
-    run = driven(vllm, Trace(np.zeros(1), np.array([20], np.int32), np.array([25], np.int32)))
+    # Enough tokens that even a starved server sends them in more than one chunk.
+    run = driven(vllm, Trace(np.zeros(1), np.array([20], np.int32), np.array([200], np.int32)))
     answer = run.rows[0].answer
     assert 0 < answer.ttft_s < answer.e2e_s
     # A chunk may carry several tokens where the engine is ahead of its server.
-    assert 0 < len(answer.gaps_s) <= 24
+    assert 0 < len(answer.gaps_s) <= 199
     assert np.isclose(sum(answer.gaps_s), answer.e2e_s - answer.ttft_s, rtol=1e-3)
 
 

@@ -10,8 +10,7 @@ import os
 import re
 import subprocess
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import fields
@@ -21,13 +20,13 @@ import httpx
 import pytest
 
 from tests.real import model
+from tests.real.controller import DEADLINE_S, reach
 from tests.real.vllm_server import PLUGIN, VllmServer
 
 PATH = "/v1/runtime_config"
 ROLLBACK = PATH + "/rollback"
 CEILING = 32
 CLIENTS = 12
-DEADLINE_S = 60.0
 
 
 @pytest.fixture(autouse=True)
@@ -52,15 +51,6 @@ def tokens_ceiling(vllm: VllmServer) -> int:
 
 def change(vllm: VllmServer, body: object, tag: str | None = None) -> httpx.Response:
     return vllm.control("PATCH", body=body, tag=tag or vllm.control().headers["ETag"])
-
-
-def reach(condition: Callable[[], bool], what: str) -> None:
-    """Poll with a deadline; how long it takes is nobody's promise."""
-    pause = threading.Event()
-    end = time.monotonic() + DEADLINE_S
-    while not condition():
-        assert time.monotonic() < end, f"{what}: not within {DEADLINE_S:g} s"
-        pause.wait(0.1)
 
 
 @contextmanager
@@ -228,7 +218,7 @@ def test_another_vllm_is_refused_with_a_sentence(engine_launch):
         env={**os.environ, "PYTHONPATH": str(PLUGIN)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=DEADLINE_S,
         check=False,
     )
     assert result.returncode != 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
 import pytest
 
 from tests.live.engine_page import VLLM, member, serving
+from tests.real.controller import reach
 from tests.real.live_engine import LiveEngine
 from tests.real.prometheus import Prometheus, Scrape
 from tuner.config import EngineConfig, PrometheusConfig, TargetConfig
@@ -17,13 +17,15 @@ from tuner.live.metrics.collector import connect_collector
 
 RATES = {"r0": 40.0, "r1": 20.0}
 """Requests/s that each engine finishes."""
-INTERVAL_S = 0.5
+INTERVAL_S = 1.0
+"""Also a scrape's time-out: long enough for crowded cores."""
+SCRAPES, RESTART = 12, 7
 
 
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory) -> Iterator[tuple[Prometheus, dict[str, LiveEngine]]]:
-    """Two engines, one of which restarts, scraped 24 times."""
-    engines = {"r0": LiveEngine(RATES["r0"], None), "r1": LiveEngine(RATES["r1"], 14)}
+    """Two engines, one of which restarts, scraped so often that the window is full."""
+    engines = {"r0": LiveEngine(RATES["r0"], None), "r1": LiveEngine(RATES["r1"], RESTART)}
     with ExitStack() as parts:
         scrapes = []
         for name, engine in engines.items():
@@ -31,10 +33,7 @@ def watched(tmp_path_factory) -> Iterator[tuple[Prometheus, dict[str, LiveEngine
             scrapes.append(Scrape(url.removeprefix("http://"), {"pod": name, "app": "r1"}))
         folder = tmp_path_factory.mktemp("prometheus")
         server = parts.enter_context(Prometheus(folder, scrapes, interval_s=INTERVAL_S))
-        deadline_s = time.monotonic() + 60.0
-        while min(engine.scrapes for engine in engines.values()) < 24:
-            assert time.monotonic() < deadline_s, "prometheus does not scrape"
-            time.sleep(0.1)
+        reach(lambda: min(e.scrapes for e in engines.values()) >= SCRAPES, "a full window")
         yield server, engines
 
 
@@ -53,10 +52,11 @@ def test_rates_quantiles_and_gauges_are_the_engines_own(watched):
     collecting.close()
     assert seen.faults == ()
     requests_per_s = sum(RATES.values())
-    # The restart lies inside the window; without care for it r1's rate is negative.
-    assert seen.values["output_tokens_per_s"] == pytest.approx(requests_per_s * 16, rel=0.02)
-    assert seen.values["prompt_tokens_per_s"] == pytest.approx(requests_per_s * 24, rel=0.02)
-    assert seen.values["qps"] == pytest.approx(requests_per_s, rel=0.02)
+    # The restart lies inside the window; without care for it r1's rate is negative. Five percent:
+    # a page that comes 0.5 s late on crowded cores has counted on meanwhile.
+    assert seen.values["output_tokens_per_s"] == pytest.approx(requests_per_s * 16, rel=0.05)
+    assert seen.values["prompt_tokens_per_s"] == pytest.approx(requests_per_s * 24, rel=0.05)
+    assert seen.values["qps"] == pytest.approx(requests_per_s, rel=0.05)
     assert "qps" in seen.estimates
     assert seen.values["running"] == 10.0
     assert seen.values["error_rate"] == 0.0

@@ -8,6 +8,7 @@ it here.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import threading
@@ -27,6 +28,16 @@ PLUGIN = ROOT / "deploy" / "vllm_plugin"
 READY_S = 300.0
 """Longest wait for the first completion; 25 to 80 s were seen on two contended cores."""
 STOP_S = 60.0
+IDLE_S = 60.0
+"""Longest wait for the end of what a test has left in an engine."""
+LAST_LINES = 40
+NOISE = re.compile(
+    r'^INFO: .* - ".*" 200 OK$'
+    r'|^INFO: .* - "GET /v1/runtime_config HTTP/1.1" 404 Not Found$'  # not on the serving port
+    r"|\[launcher\.py:\d+\] Route: "
+)
+"""Lines of an engine's log that a failure does not show."""
+UNIPROC = "vllm.v1.executor.uniproc_executor.UniProcExecutor"
 
 
 @dataclass(frozen=True)
@@ -73,6 +84,12 @@ def launch(
         *("--load-format", "dummy", "--enforce-eager", "--max-num-seqs", str(max_num_seqs)),
         # On a CPU with AMX vLLM would take a backend for bfloat16 alone.
         *("--attention-backend", "CPU_MLA"),
+        # In the scheduler's own process. A worker of its own waits for its next step with
+        # sched_yield for up to a second, on the one core that vLLM binds every worker on this host
+        # to: with two engines the second one's worker ran 14 s and waited 123 s for that core
+        # while the first served 4 requests/s, and completed nothing. "uni" would be turned into
+        # "mp" again.
+        *("--distributed-executor-backend", UNIPROC),
         *("--scheduler-cls", "tuner_vllm.scheduler.TunerScheduler"),
         *("--middleware", "tuner_vllm.middleware.TunerControl"),
         *more,
@@ -80,6 +97,9 @@ def launch(
     environment = {
         "PYTHONPATH": str(PLUGIN),
         "VLLM_CPU_KVCACHE_SPACE": "1",
+        # What vLLM gives a worker of its own; several engines share the cores as they come.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": "1",
         "VLLM_SERVER_DEV_MODE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
@@ -223,7 +243,7 @@ class VllmServer:
         return sum(float(line.rsplit(" ", 1)[1]) for line in lines)
 
     def pids(self) -> list[int]:
-        """The API server and all its descendants that live."""
+        """The API server and all that live of what it started."""
         if self._process is None:
             return []
         return _family(self._process.pid)
@@ -251,10 +271,25 @@ class VllmServer:
                 f"killed\n{self.tail()}"
             )
 
-    def tail(self, lines: int = 60) -> str:
+    def tail(self, lines: int = LAST_LINES) -> str:
         """The end of the log, for a failure's message."""
-        text = self.log.read_text(encoding="utf-8", errors="replace")
-        return "\n".join(text.splitlines()[-lines:])
+        return tail(self.log, lines)
+
+    def logs(self) -> dict[str, str]:
+        """What a failed test shows."""
+        return {f"{self.log.name} of the shared engine": self.tail()}
+
+    def hand_on(self, timeout_s: float = IDLE_S) -> None:
+        """Make it fit for the next test: started again if it has ended, and idle.
+
+        Raises:
+            EngineFailedError: somebody still sends to it, or it does not start.
+        """
+        if self._process is None or self._process.poll() is not None:
+            self.stop()
+            self.start()
+            self.wait_ready()
+        self.wait_for(self._idle, timeout_s, "idle: what a test started still sends")
 
     def __enter__(self) -> VllmServer:
         self.start()
@@ -273,12 +308,21 @@ class VllmServer:
             raise EngineFailedError("not started")
         return self._process
 
+    def _idle(self) -> bool:
+        return not any(self.gauge(f"vllm:num_requests_{name}") for name in ("running", "waiting"))
+
     def _completes(self) -> bool:
         try:
             self.complete(timeout_s=60.0)
         except httpx.HTTPError:
             return False
         return True
+
+
+def tail(log: Path, lines: int = LAST_LINES) -> str:
+    """The end of an engine's log without its noise."""
+    text = log.read_text(encoding="utf-8", errors="replace")
+    return "\n".join([line for line in text.splitlines() if not NOISE.search(line)][-lines:])
 
 
 def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
@@ -292,16 +336,11 @@ def _until(condition: Callable[[], bool], timeout_s: float) -> bool:
 
 
 def _family(root: int) -> list[int]:
-    parents: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            state = _stat(int(entry.name))
-            if state is not None:
-                parents[int(entry.name)] = int(state[1])
-    family = [root]
-    for pid in family:
-        family += [child for child, parent in parents.items() if parent == pid]
-    return [pid for pid in family if _living([pid])]
+    """The processes of a session that live, its first one first; a parent may have died."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    stats = {pid: _stat(pid) for pid in pids}
+    family = [pid for pid, stat in stats.items() if stat is not None and stat[3] == str(root)]
+    return _living(sorted(family, key=lambda pid: (pid != root, pid)))
 
 
 def _living(pids: Sequence[int]) -> list[int]:
@@ -310,12 +349,12 @@ def _living(pids: Sequence[int]) -> list[int]:
 
 
 def _stat(pid: int) -> list[str] | None:
-    """State and parent; None: no such process."""
+    """State, parent, process group, session; None: no such process."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
-    return text.rpartition(")")[2].split()[:2]
+    return text.rpartition(")")[2].split()[:4]
 
 
 def _kill(pid: int) -> None:

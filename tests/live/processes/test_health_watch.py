@@ -50,6 +50,17 @@ def test_a_replica_whose_health_call_never_comes_back_stops_counting_as_ready(en
     watch.close()
 
 
+def test_a_replica_that_is_vouched_for_counts_as_ready_while_its_first_answer_is_late(engine):
+    engine.stalled = True
+    watch = HealthWatch(engine, 2, oldest_s=0.3)
+    watch.vouch("r0")
+    assert watch.look({"r0": PLACE}, wait_s=0.0)["r0"].ready
+    ends_s = monotonic() + 10.0
+    while watch.look({"r0": PLACE}, wait_s=0.05)["r0"].ready:
+        assert monotonic() < ends_s
+    watch.close()
+
+
 def test_a_replica_that_has_never_answered_is_absent(engine):
     engine.stalled = True
     watch = HealthWatch(engine, 2)

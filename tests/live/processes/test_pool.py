@@ -25,6 +25,7 @@ from tuner.core.clock import WallClock
 from tuner.core.errors import ConfigError
 from tuner.core.faults import FaultError, FaultReason
 from tuner.core.observation import ReplicaState
+from tuner.engines.engine import Health, Replica
 from tuner.live.pool import Member, Pool, PoolState
 from tuner.live.processes.engine_life import Patience
 from tuner.live.processes.pool import ProcessPool
@@ -176,6 +177,28 @@ def test_a_new_engine_is_ready_after_a_completion_and_its_warm_up(host):
     assert finished(member.replica.serving_url) == 1 + 7
     assert host.routed() == [host.base.url, member.replica.serving_url]
     assert host.adapter.read(member.replica).knobs["batch_size"].value == 32
+
+
+def test_an_engine_that_served_keeps_its_traffic_while_its_first_look_is_late(host, monkeypatch):
+    monkeypatch.setattr("tuner.live.processes.pool.LOOK_S", 0.05)
+    over, health = threading.Event(), host.adapter.health
+
+    def late(replica: Replica) -> Health:
+        if threading.current_thread().name.startswith("health"):  # the pool's own looks
+            over.wait(DEADLINE_S)
+        return health(replica)
+
+    monkeypatch.setattr(host.adapter, "health", late)
+    host.stack.callback(over.set)
+    pool = host.pool()
+    pool.scale(2, pool.look())
+    until(lambda: len(host.routed()) == 2, "that the new engine takes traffic")
+    assert [member.state for member in extra(pool.look())] == ["ready"]
+    assert len(host.routed()) == 2
+    pool.close()
+    following = host.pool()
+    assert [member.state for member in extra(following.look())] == ["ready"]
+    assert len(host.routed()) == 2
 
 
 def test_a_new_engine_lives_in_a_session_of_its_own(host):

@@ -41,6 +41,10 @@ class HealthWatch:
         last = {name: self._last.get(name) for name in replicas}
         return {name: self._now(*known) for name, known in last.items() if known is not None}
 
+    def vouch(self, name: str) -> None:
+        """Count it as ready until it answers: it has just shown so otherwise."""
+        self._keep(name, Health(live=True, ready=True))
+
     def _now(self, at_s: float, health: Health) -> Health:
         """What an answer is worth now."""
         age_s = monotonic() - at_s

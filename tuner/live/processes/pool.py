@@ -363,6 +363,8 @@ class ProcessPool:
             noted=self._note,
         )
         self._lives[process.name] = life
+        if process.state is ReplicaState.READY:
+            self._health.vouch(process.name)
         life.begin()
         return life
 
@@ -370,6 +372,8 @@ class ProcessPool:
         with self._lock:
             if life.state is ReplicaState.READY:
                 self._failures = 0
+                # It has completed requests: its first health call may be late, as every other.
+                self._health.vouch(life.process.name)
             self._save()
 
     def _life_ended(self, life: EngineLife, fault: Fault | None) -> None:
