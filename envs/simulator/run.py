@@ -51,6 +51,12 @@ def ended_by(replica: Replica, at_s: float) -> int:
 
 
 @inlined
+def tokens_so_far(replica: Replica, at_s: float) -> int:
+    """New output tokens that the run has given by `at_s`, before it is accounted for."""
+    return ended_by(replica, at_s) * (replica.decoding - replica.repeating)
+
+
+@inlined
 def cut_at(memory: Memory, replica: Replica, at_s: float, strictly_after_s: float) -> None:
     """End a run of decodes at its first border at or after `at_s` and after `strictly_after_s`."""
     if border_s(replica, 1) >= at_s:

@@ -15,6 +15,8 @@ from tuner.core.profile import (
     Frontend,
     KvCache,
     ServingProfile,
+    Stage,
+    Stages,
     Startup,
     StepTime,
 )
@@ -37,6 +39,7 @@ PROFILE = ServingProfile(
     ),
 )
 """Irrational coefficients: no arrival falls on the border of an iteration by accident."""
+SLO = Slo(ttft_s=0.1, tpot_s=0.005)
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Case:
     slots: int = 3
     seed: int = 7
     end_s: float = 1000.0
+    drain_timeout_s: float = math.inf
+    crash_per_hour: float = 0.0
 
 
 def trace(rows: Sequence[tuple[float, int, int]]) -> Trace:
@@ -95,8 +100,10 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
         seeds=np.full(n, case.seed, np.uint64),
         slots=case.slots,
         router=case.router,
-        slo=Slo(ttft_s=0.1, tpot_s=0.005),
+        slo=SLO,
         jitter=jitter,
+        drain_timeout_s=case.drain_timeout_s,
+        crash_per_hour=case.crash_per_hour,
         record=True,
         threads=threads,
     )
@@ -123,6 +130,9 @@ def oracle(case: Case) -> Oracle:
         threads=first.threads,
         warmup_requests=first.warmup_requests,
         start_s=first.at_s,
+        slo=SLO,
+        drain_timeout_s=case.drain_timeout_s,
+        crash_per_hour=case.crash_per_hour,
     )
 
 
@@ -131,5 +141,5 @@ def with_frontend(profile: ServingProfile = PROFILE) -> ServingProfile:
 
 
 def with_startup(profile: ServingProfile = PROFILE, **changes: object) -> ServingProfile:
-    usual = Startup(cold_start_s=1.7, spread=0.3, warmup_request_s=0.11)
+    usual = Startup(Stages(weights=Stage(1.7, 0.3)), warmup_request_s=0.11)
     return replace(profile, startup=replace(usual, **changes))
