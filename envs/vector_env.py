@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from envs.config import EnvConfig
 from envs.episodes import EpisodeDraws, episode_seeds
+from envs.failures import failure_factors
 from envs.reward import RewardScale, reward
 from envs.simulator.fleet import Fleet
 from envs.simulator.observe import ObservedFleet
@@ -87,6 +88,8 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
                 router=config.router,
                 slo=config.slo,
                 jitter=config.jitter,
+                drain_timeout_s=config.drain_timeout_s,
+                crash_per_hour=config.failures.crash_per_hour,
                 threads=threads,
             ),
             codec.knobs,
@@ -185,6 +188,7 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
             seeds=draws.seeds,
             settings=settings,
             keep=draws.keep,
+            factors=failure_factors(self.config.failures, draws.seeds, draws.replicas),
         )
         self._episode[rows] += 1
         self._ticks[rows] = 0

@@ -88,7 +88,7 @@ class Fleet:
         slo: objectives that `met` and `missed` of a window count against.
         jitter: sigma of the logarithm of an iteration's random factor; 0: none.
         drain_timeout_s: longest time that a leaving replica may serve what it has, s; what has not
-            ended by then fails. inf: as long as it takes.
+            ended by then fails. None: as long as it takes.
         crash_per_hour: crashes per hour of a serving replica, exponential; 0: none.
         record: keep every request's outcome, 40 bytes per request of the trace and env.
         threads: of this process, to share the envs among.
@@ -108,7 +108,7 @@ class Fleet:
         router: str = "least_loaded",
         slo: Slo = DEFAULT_SLO,
         jitter: float = 0.0,
-        drain_timeout_s: float = math.inf,
+        drain_timeout_s: float | None = None,
         crash_per_hour: float = 0.0,
         record: bool = False,
         threads: int = 1,
@@ -121,7 +121,8 @@ class Fleet:
                 f"{len(seeds)} seeds, {slots} slots, {threads} threads, jitter {jitter}; "
                 "expected at least one of each, and jitter >= 0"
             )
-        if not drain_timeout_s >= 0.0 or not 0.0 <= crash_per_hour < math.inf:
+        longest_drain_s = math.inf if drain_timeout_s is None else drain_timeout_s
+        if not longest_drain_s >= 0.0 or not 0.0 <= crash_per_hour < math.inf:
             raise ValueError(
                 f"drain_timeout_s is {drain_timeout_s}, crash_per_hour {crash_per_hour}; "
                 "expected both >= 0, and crash_per_hour finite"
@@ -134,7 +135,7 @@ class Fleet:
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
         self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record)
-        self._memory.engine["drain_timeout_s"] = drain_timeout_s
+        self._memory.engine["drain_timeout_s"] = longest_drain_s
         self._memory.engine["crash_per_s"] = crash_per_hour / 3600.0
         self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
 

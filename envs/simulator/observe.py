@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from envs.draws import uniform
 from envs.reward import Outcome
 from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
-from envs.simulator.fleet import Fleet, FleetSettings
+from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
 from envs.simulator.telemetry import Gauges, Window
 from tuner.core.histograms import histogram_quantile
@@ -86,6 +86,7 @@ class ObservedFleet:
         seeds: NDArray[np.uint64],
         settings: FloatArray,
         keep: FloatArray,
+        factors: EnvFactors | None = None,
     ) -> None:
         """Start some fleets afresh: empty, `settings` in force, their replicas ready.
 
@@ -95,13 +96,19 @@ class ObservedFleet:
             seeds: `(k,)` of everything random in them.
             settings: `(k, knobs)`.
             keep: `(k,)` share (0-1] of the trace's requests.
+            factors: k entries, what sets each apart; None: nothing.
         """
         self._seeds[rows] = seeds
         self._looks[rows] = 0
         self._age_s[rows] = np.nan
         self._settings[rows] = settings
         self.fleet.reset(
-            rows, start_s=start_s, seeds=seeds, settings=self._fleet_settings(rows), keep=keep
+            rows,
+            start_s=start_s,
+            seeds=seeds,
+            settings=self._fleet_settings(rows),
+            keep=keep,
+            factors=factors,
         )
 
     def apply(self, target: FloatArray) -> None:

@@ -109,11 +109,11 @@ class Oracle:
         warmup_requests: int = 0,
         start_s: float = 0.0,
         slo: Slo = Slo(),  # noqa: B008 - frozen
-        drain_timeout_s: float = math.inf,
+        drain_timeout_s: float | None = None,
         crash_per_hour: float = 0.0,
     ) -> None:
         self.slo = slo
-        self.drain_timeout_s = drain_timeout_s
+        self.drain_timeout_s = math.inf if drain_timeout_s is None else drain_timeout_s
         self.crash_per_hour = crash_per_hour
         self.profile = profile
         self.kv = profile.kv

@@ -65,7 +65,7 @@ class Case:
     slots: int = 3
     seed: int = 7
     end_s: float = 1000.0
-    drain_timeout_s: float = math.inf
+    drain_timeout_s: float | None = None
     crash_per_hour: float = 0.0
 
 
