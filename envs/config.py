@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 from envs.randomise import RandomiseConfig
 from envs.reward import RewardWeights
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
+
+MOST_CRASHES_PER_HOUR = 3600.0
+MOST_SLOW = 100.0
+"""Beyond these a value is a slip: a crash a second, a replica that has stopped."""
+
+
+@dataclass(frozen=True)
+class FailureConfig:
+    """What goes wrong in a simulated fleet. By default nothing does."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    crash_per_hour: float = 0.0
+    """Crashes per hour of a serving replica, exponential. What the replica has fails, and the
+    engine restarts in place: weights and compilation, after the kubelet's pause."""
+    slow_replica: float = 0.0
+    """Chance (0-1) that one slot of the fleet is slow from the start to the end."""
+    slow: tuple[float, float] = (1.2, 2.0)
+    """Range of the factor on its iterations, drawn."""
+
+    def problems(self, prefix: str) -> Iterator[str]:
+        """One sentence for each value that is out of its range."""
+        if not 0 <= self.crash_per_hour <= MOST_CRASHES_PER_HOUR:
+            yield (
+                f"{prefix}crash_per_hour is {self.crash_per_hour}; "
+                f"expected 0 to {MOST_CRASHES_PER_HOUR:g}"
+            )
+        if not 0 <= self.slow_replica <= 1:
+            yield f"{prefix}slow_replica is {self.slow_replica}; expected a chance from 0 to 1"
+        low, high = self.slow
+        if not 1 <= low <= high <= MOST_SLOW:
+            yield (
+                f"{prefix}slow is {low}..{high}; expected factors 1 <= low <= high <= {MOST_SLOW:g}"
+            )
 
 
 @dataclass(frozen=True)
@@ -26,6 +62,11 @@ class EnvConfig:
     """Sigma of the multiplicative noise on one iteration's time; 0 is none."""
     scrape_loss: float = 0.0
     """Chance (0-1) that a tick sees no metrics at all."""
+    drain_timeout_s: float | None = None
+    """Longest time that a leaving replica may serve what it has, s (Kubernetes'
+    terminationGracePeriodSeconds); what has not ended by then fails. None: as long as it takes."""
+    failures: FailureConfig = field(default_factory=FailureConfig)
+    """What goes wrong."""
     start_replicas: tuple[int, int] = (4, 20)
     """Range of the ready replicas at the start, drawn: a fixed start would teach holding."""
     keep: tuple[float, float] = (0.5, 1.0)
@@ -63,3 +104,9 @@ class EnvConfig:
             raise ConfigError(f"env.jitter is {self.jitter}; expected a sigma >= 0")
         for mistake in self.randomise.mistakes():
             raise ConfigError(f"env.randomise.{mistake}")
+        if self.drain_timeout_s is not None and not self.drain_timeout_s >= 0:
+            raise ConfigError(
+                f"env.drain_timeout_s is {self.drain_timeout_s}; expected seconds >= 0"
+            )
+        for problem in self.failures.problems("env.failures."):
+            raise ConfigError(problem)

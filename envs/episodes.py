@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +18,6 @@ from tuner.core.trace import Trace
 _START, _KEEP, _REPLICAS, _FLEET, _WORLD = range(5)
 # Places of what sets its world apart, under a seed of their own: one more changes no other draw.
 _STEP_TIME, _PREFILL, _KV, _COLD_START, _OUTPUT, _HITS, _LAG, _LOSS = range(8)
-_IS_SLOW, _SLOW_SLOT, _SLOW = range(8, 11)
 
 
 @dataclass(frozen=True)
@@ -50,16 +49,15 @@ class EpisodeDraws:
         first_s = np.floor(trace.arrival_s[0] / config.tick_s) * config.tick_s
         latest_s = max(first_s, trace.last_arrival_s - span_s)
         low, high = config.start_replicas
-        replicas = low + np.floor(uniform(seeds, _REPLICAS) * (high - low + 1))
         worlds = child_seeds(seeds, _WORLD)
         widths = config.randomise
         drawn = widths.enabled
         return cls(
             start_s=first_s + uniform(seeds, _START) * (latest_s - first_s),
             keep=_even(seeds, _KEEP, config.keep),
-            replicas=replicas,
+            replicas=low + np.floor(uniform(seeds, _REPLICAS) * (high - low + 1)),
             seeds=child_seeds(seeds, _FLEET),
-            factors=_factors(widths, worlds, replicas) if drawn else EnvFactors.none(len(seeds)),
+            factors=_factors(widths, worlds) if drawn else EnvFactors.none(len(seeds)),
             scrape_lag_s=_even(worlds, _LAG, widths.scrape_lag_s if drawn else (0.0, 0.0)),
             scrape_loss=_even(
                 worlds, _LOSS, widths.scrape_loss if drawn else (config.scrape_loss,) * 2
@@ -67,22 +65,16 @@ class EpisodeDraws:
         )
 
 
-def _factors(
-    widths: RandomiseConfig, seeds: NDArray[np.uint64], replicas: FloatArray
-) -> EnvFactors:
-    """Worlds around profile and trace; a slow replica is one of those that the episode starts
-    with."""
-    slow = uniform(seeds, _IS_SLOW) < widths.slow_share
-    slot = np.floor(uniform(seeds, _SLOW_SLOT) * replicas)
-    return EnvFactors(
+def _factors(widths: RandomiseConfig, seeds: NDArray[np.uint64]) -> EnvFactors:
+    """Worlds around profile and trace."""
+    return replace(
+        EnvFactors.none(len(seeds)),
         step_time=np.exp(widths.step_time * normal(seeds, _STEP_TIME)),
         prefill=np.exp(widths.prefill * normal(seeds, _PREFILL)),
         kv=np.exp(widths.kv * normal(seeds, _KV)),
         cold_start=np.exp(_even(seeds, _COLD_START, np.log(widths.cold_start))),
         output_tokens=_even(seeds, _OUTPUT, widths.output_tokens),
         prefix_hits=_even(seeds, _HITS, widths.prefix_hits),
-        slow_slot=np.where(slow, slot, -1).astype(np.int64),
-        slow=np.where(slow, _even(seeds, _SLOW, widths.slow), 1.0),
     )
 
 

@@ -19,7 +19,8 @@ LARGEST = 100.0
 
 @dataclass(frozen=True)
 class RandomiseConfig:
-    """Widths of what is drawn once per episode, from the episode's seed alone."""
+    """Widths of what is drawn once per episode, from the episode's seed alone. A slow replica and
+    crashes are `FailureConfig`'s, which runs outside of training have as well."""
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
@@ -45,10 +46,6 @@ class RandomiseConfig:
     scrape_loss: tuple[float, float] = (0.0, 0.05)
     """Range of the chance (0-1) that metrics are lost, even; takes the place of the environment's
     own."""
-    slow_share: float = 0.1
-    """Share (0-1) of episodes in which one replica is slow."""
-    slow: tuple[float, float] = (1.2, 2.0)
-    """Range of the factor on the seconds of its iterations, even."""
 
     def mistakes(self) -> Iterator[str]:
         """One sentence, from the name of the field on, for each value out of its range."""
@@ -59,9 +56,6 @@ class RandomiseConfig:
             yield from self._range(name, 0.0 if name == "prefix_hits" else 1 / LARGEST, LARGEST)
         yield from self._range("scrape_lag_s", 0.0, 3600.0)
         yield from self._range("scrape_loss", 0.0, math.nextafter(1.0, 0.0))
-        yield from self._range("slow", 1.0, LARGEST)
-        if not 0 <= self.slow_share <= 1:
-            yield f"slow_share is {self.slow_share}; expected a share of 0 to 1"
 
     def _range(self, name: str, least: float, most: float) -> Iterator[str]:
         low, high = getattr(self, name)

@@ -34,7 +34,8 @@ class Outcome:
     met: FloatArray
     """`(n,)` finished requests that met every objective."""
     missed: FloatArray
-    """`(n,)` requests that missed an objective or were rejected, each once, when first known."""
+    """`(n,)` requests that missed an objective, were rejected or failed, each once, when first
+    known."""
     replica_s: FloatArray
     """`(n,)` s of replicas held, ready or not."""
     business: FloatArray

@@ -72,8 +72,8 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
     tick_s) + business x signal`
 
     `missed` counts requests (each once, when it is first known) whose TTFT or TPOT broke its
-    objective or that were rejected; `replica_s` are seconds of replicas held, ready or not. The
-    weights are in `envs.reward.RewardWeights`.
+    objective, or that were rejected or failed; `replica_s` are seconds of replicas held, ready or
+    not. The weights are in `envs.reward.RewardWeights`.
 
     ## Starting State
 

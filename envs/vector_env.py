@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from envs.config import EnvConfig
 from envs.episodes import EpisodeDraws, episode_seeds
+from envs.failures import with_failures
 from envs.reward import RewardScale, reward
 from envs.simulator.fleet import Fleet
 from envs.simulator.observe import ObservedFleet
@@ -87,6 +88,8 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
                 router=config.router,
                 slo=config.slo,
                 jitter=config.jitter,
+                drain_timeout_s=config.drain_timeout_s,
+                crash_per_hour=config.failures.crash_per_hour,
                 threads=threads,
             ),
             codec.knobs,
@@ -184,7 +187,7 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
             seeds=draws.seeds,
             settings=settings,
             keep=draws.keep,
-            factors=draws.factors,
+            factors=with_failures(draws.factors, self.config.failures, draws.seeds, draws.replicas),
             scrape_loss=draws.scrape_loss,
         )
         self._episode[rows] += 1

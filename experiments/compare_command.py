@@ -25,6 +25,7 @@ from policies import POLICIES
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.data import load_profile
+from tuner.data.startups import StartupName, with_startup
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,7 @@ class CompareRequest:
     seeds: int | None = None
     train_trace: Path | None = None
     baseline: str | None = None
+    startup: StartupName | None = None
     jobs: int | None = None
     gaps: GapMode = "keep"
 
@@ -55,7 +57,7 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
     config = _config(request)
     policies = named_policies(request.policies, tuple(POLICIES))
     overrides = split_options(parse_options(request.options), (*policies, "static", "hpa"))
-    profile = load_profile(request.profile)
+    profile = with_startup(load_profile(request.profile), config.run.startup)
     trace = read_load(request.trace, request.gaps, console)
     train = None
     if request.train_trace is not None:
@@ -121,6 +123,8 @@ def _config(request: CompareRequest) -> CompareConfig:
     config = CompareConfig() if request.config is None else load_compare_config(request.config)
     if request.seeds is not None:
         config = replace(config, seeds=request.seeds)
+    if request.startup is not None:
+        config = replace(config, run=replace(config.run, startup=request.startup))
     mistakes = list(compare_mistakes(config))
     if mistakes:
         raise ConfigError("\n".join(mistakes))

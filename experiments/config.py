@@ -8,10 +8,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from envs.config import FailureConfig
 from tuner.core.decision import Guardrails
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
 from tuner.core.trace import LONGEST_S
+from tuner.data.startups import StartupName
 from tuner.data.strict import build, parse_yaml, read_text
 from tuner.guardrails import StaleMetrics, guardrails_with
 from tuner.guardrails.max_delta import Step
@@ -57,6 +59,15 @@ class RunConfig:
     jitter: float = 0.05
     """Sigma of the lognormal factor on each iteration's time. An assumption, not a measurement:
     small against the error of any profile, and enough that no two replicas move in lockstep."""
+    startup: StartupName | None = None
+    """Named start of a replica in place of the profile's own: warm (about 2 minutes), normal (8) or
+    cold (20). None: the profile's. See `tuner.data.startups`."""
+    drain_timeout_s: float | None = None
+    """Longest time that a leaving replica may serve what it has, s (Kubernetes'
+    terminationGracePeriodSeconds); what has not ended by then fails. None: as long as it takes,
+    which is what an operator who sets it long enough gets."""
+    failures: FailureConfig = field(default_factory=FailureConfig)
+    """What goes wrong; nothing unless asked for."""
     max_replicas: int = 32
     """Most replicas that any policy may ask for."""
     initial_replicas: int | None = None
@@ -145,6 +156,7 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
     for path, value, most in (
         ("jitter", config.jitter, LARGEST_JITTER),
         ("overtime_s", config.overtime_s, LONGEST_S),
+        ("drain_timeout_s", config.drain_timeout_s or 0.0, LONGEST_S),
         ("max_replicas", config.max_replicas, MOST_REPLICAS),
     ):
         if not 0 <= value <= most:
@@ -160,6 +172,7 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
             f"{prefix}initial_replicas is {config.initial_replicas}; "
             f"expected 1 to max_replicas ({config.max_replicas})"
         )
+    yield from config.failures.problems(f"{prefix}failures.")
     yield from _step_mistakes(config.guardrails.steps, f"{prefix}guardrails.steps")
 
 

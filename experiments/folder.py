@@ -36,7 +36,16 @@ from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
-REQUEST_COLUMNS = ("arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions")
+REQUEST_COLUMNS = (
+    "arrival_s",
+    "ttft_s",
+    "e2e_s",
+    "tpot_s",
+    "replica",
+    "preemptions",
+    "rejected",
+    "failed",
+)
 
 PACKAGES = (
     "deepseek-tuner",

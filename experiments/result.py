@@ -36,6 +36,8 @@ class RequestTable:
     """How often the request lost its place in a batch."""
     rejected: Bools
     """True where the request can never fit into a replica."""
+    failed: Bools
+    """True where its replica was killed under the request: a crash, or its time to drain was up."""
 
     def __post_init__(self) -> None:
         _check_lengths(self)
@@ -48,7 +50,7 @@ class RequestTable:
         return ~np.isnan(self.e2e_s)
 
     def met(self, slo: Slo) -> Bools:
-        """Which requests met every objective; unfinished and rejected ones miss."""
+        """Which requests met every objective; unfinished, rejected and failed ones miss."""
         return slo.met(self.ttft_s, self.tpot_s)
 
 
@@ -85,7 +87,8 @@ class TickTable:
     met: Ints
     """Requests that ended in the window and met every objective."""
     missed: Ints
-    """Requests that ended in the window, rejected ones too, and missed one."""
+    """Requests that missed one, rejected and failed ones too, each in the window where it came to
+    be known."""
     finished: Ints
     """Requests that gave their last token in the window."""
     source: tuple[str, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from envs.reward import Outcome
 from envs.simulator.cluster import SimulatedCluster
@@ -26,13 +27,21 @@ def target_knobs(profile: ServingProfile, *, max_replicas: int) -> KnobSpace:
 
     A knob that the profile does not model has one allowed value: it is pinned.
     """
-    ranges = {
-        "replicas": (1, max_replicas),
-        "batch_size": (1, profile.limits.batch_size_max),
-    }
+    limits = profile.limits
+    ranges = {"replicas": (1, max_replicas), "batch_size": (1, limits.batch_size_max)}
     for name in profile.unmodelled_knobs():
         ranges[name] = (KNOBS[name].default, KNOBS[name].default)
-    return knob_space(**ranges)
+    knobs = knob_space(**ranges)
+    if limits.batch_size_applied == "hot":
+        return knobs
+    # The knob is the ceiling itself; the highest is no default where it does not start.
+    most = min(limits.batch_size_max, limits.batch_size_oom or limits.batch_size_max)
+    return KnobSpace(
+        tuple(
+            replace(spec, applied="restart", default=most) if spec.name == "batch_size" else spec
+            for spec in knobs.specs
+        )
+    )
 
 
 def run(
@@ -75,6 +84,8 @@ def run(
         router=config.router,
         slo=config.slo,
         jitter=config.jitter,
+        drain_timeout_s=config.drain_timeout_s,
+        failures=config.failures,
         record=True,
     )
     audit = MemoryAudit()
@@ -134,6 +145,7 @@ def _result(
         replica=requests.replica,
         preemptions=requests.preemptions,
         rejected=requests.rejected,
+        failed=requests.failed,
     )
     decisions = audit.decisions
     rows = [

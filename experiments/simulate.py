@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from envs.config import FailureConfig
 from experiments.config import MOST_REPLICAS, Router, RunConfig, run_mistakes
 from experiments.folder import provenance, refuse_file, write_simulation
 from experiments.job import Job, OptionValue
@@ -23,6 +24,7 @@ from experiments.summary import METRICS, figures_of
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.data import load_profile
+from tuner.data.startups import StartupName, with_startup
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,9 @@ class SimulateRequest:
     router: Router = "least_loaded"
     seed: int = 0
     jitter: float = 0.0
+    startup: StartupName | None = None
+    drain_timeout_s: float | None = None
+    crash_per_hour: float = 0.0
     tick_s: float = 15.0
     initial_replicas: int | None = None
     max_replicas: int | None = None
@@ -77,7 +82,7 @@ def simulate(request: SimulateRequest, *, console: Console) -> RunResult:
         InputError: the trace, profile, policy or an option cannot be used; nothing is written.
     """
     trace = read_load(request.trace, request.gaps, console)
-    profile = load_profile(request.profile)
+    profile = with_startup(load_profile(request.profile), request.startup)
     config = _config(request)
     mistakes = list(run_mistakes(config))
     if mistakes:
@@ -122,6 +127,9 @@ def _config(request: SimulateRequest) -> RunConfig:
         router=request.router,
         tick_s=request.tick_s,
         jitter=request.jitter,
+        startup=request.startup,
+        drain_timeout_s=request.drain_timeout_s,
+        failures=FailureConfig(crash_per_hour=request.crash_per_hour),
         max_replicas=most,
         initial_replicas=initial,
         fallback_target=request.fallback_target,

@@ -39,7 +39,7 @@ class Figures:
     e2e_p50_s: float
     e2e_p99_s: float
     requests: int
-    """Requests of the trace; unfinished and rejected ones count as missed."""
+    """Requests of the trace; unfinished, rejected and failed ones count as missed."""
     completed: int
     """Requests that gave their last token."""
     preemptions: int
@@ -70,7 +70,7 @@ METRICS: tuple[Metric, ...] = (
         "SLO attainment",
         "0-1",
         "higher",
-        "share of all requests that met every objective; unfinished and rejected ones miss",
+        "share of all requests that met every objective; unfinished, rejected and failed ones miss",
     ),
     Metric(
         "goodput_qps",

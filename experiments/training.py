@@ -32,12 +32,13 @@ from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 from tuner.data import load_profile
 from tuner.data.bundles import Code, Manifest
+from tuner.data.startups import StartupName, with_startup
 from tuner.data.strict import build, parse_yaml, read_text
 from tuner.train.config import TrainConfig
 from tuner.train.ppo import Inputs, build_codec, check_start, started_with, train
 from tuner.train.scenarios import parts
 
-SHARED = ("tick_s", "slo", "router", "jitter")
+SHARED = ("tick_s", "slo", "router", "jitter", "drain_timeout_s")
 """What `run` says of every run, training's environments included."""
 STARTS = (0.4, 1.4)
 """Fewest and most replicas at the start of an episode, relative to the best fixed fleet: too few
@@ -83,6 +84,7 @@ class TrainRequest:
     steps: int | None = None
     seed: int | None = None
     envs: int | None = None
+    startup: StartupName | None = None
     resume: bool = False
     jobs: int | None = None
     gaps: GapMode = "keep"
@@ -99,7 +101,7 @@ def train_to_bundle(request: TrainRequest, *, console: Console) -> Manifest:
     stated = _with_run(stated, _built(stated, request).run)
     file = _built(stated, request)
     check_start(request.out, resume=request.resume)
-    profile = load_profile(request.profile)
+    profile = with_startup(load_profile(request.profile), file.run.startup)
     trace = read_load(request.trace, request.gaps, console)
     knobs = target_knobs(profile, max_replicas=file.run.max_replicas)
     # What can be known before the sweep: it takes minutes.
@@ -154,6 +156,8 @@ def _stated(request: TrainRequest) -> dict[str, Any]:
     for keys, value in options.items():
         if value is not None:
             _section(stated, "train", *keys[:-1])[keys[-1]] = value
+    if request.startup is not None:
+        _section(stated, "run")["startup"] = request.startup
     return stated
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.buckets import KINDS, WIDTH
-from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, Memory
+from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, STAGE, Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
 from envs.simulator.schedulers import options_of, room_of
@@ -16,7 +18,7 @@ from envs.simulator.step_time import (
     seconds_by_prefill,
     straggler_by_batch,
 )
-from tuner.core.profile import ServingProfile
+from tuner.core.profile import ServingProfile, Startup
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
@@ -49,6 +51,7 @@ def allocate(
         batch_s=seconds_by_batch(profile),
         prefill_s=seconds_by_prefill(profile),
         straggler=straggler_by_batch(profile),
+        stages=_stages(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,
         trace=arrivals_of(trace, profile),
@@ -103,10 +106,10 @@ def _engine(
     row["slo_ttft_s"] = slo.ttft_s
     row["slo_tpot_s"] = slo.tpot_s
     row["recording"] = record
+    row["restarts_for_batch_size"] = profile.limits.batch_size_applied == "restart"
+    row["batch_size_oom"] = profile.limits.batch_size_oom or np.iinfo(np.int64).max
     if profile.startup is not None:
         row["has_startup"] = 1
-        row["cold_start_s"] = profile.startup.cold_start_s
-        row["spread"] = profile.startup.spread
         row["warmup_request_s"] = profile.startup.warmup_request_s
     if profile.frontend is not None:
         row["has_frontend"] = 1
@@ -116,6 +119,12 @@ def _engine(
         row["per_output_token_s"] = profile.frontend.per_output_token_s
         row["ingress_s"] = profile.frontend.ingress_s
     return engine
+
+
+def _stages(profile: ServingProfile) -> NDArray[np.void]:
+    startup = profile.startup or Startup()
+    stages = [getattr(startup.stages, one.name) for one in fields(startup.stages)]
+    return np.array([(stage.median_s, stage.spread) for stage in stages], dtype=STAGE)
 
 
 def with_workers(memory: Memory, slots: int, workers: int) -> Memory:

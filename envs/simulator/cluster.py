@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.config import FailureConfig
+from envs.failures import with_failures
 from envs.reward import Outcome
 from envs.simulator.fleet import EnvFactors, Fleet
 from envs.simulator.observe import ObservedFleet
@@ -22,6 +24,8 @@ from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
+NO_FAILURES = FailureConfig()
+
 
 class SimulatedCluster:
     """A cluster whose time is the clock that it is given; it catches up when looked at.
@@ -36,7 +40,7 @@ class SimulatedCluster:
         start_s: place in the trace at which the simulation begins.
         keep: share (0-1] of the trace's requests.
         slots: most replicas held at once, draining ones included.
-        router, slo, jitter, scrape_loss: as in `envs.config.EnvConfig`.
+        router, slo, jitter, scrape_loss, drain_timeout_s, failures: as in `envs.config.EnvConfig`.
         factors: what sets this world apart from profile and trace, one entry; None: nothing.
         record: keep what became of each request.
     """
@@ -58,6 +62,8 @@ class SimulatedCluster:
         jitter: float = 0.0,
         scrape_loss: float = 0.0,
         factors: EnvFactors | None = None,
+        drain_timeout_s: float | None = None,
+        failures: FailureConfig = NO_FAILURES,
         record: bool = False,
     ) -> None:
         seeds = np.array([seed], dtype=np.uint64)
@@ -71,16 +77,24 @@ class SimulatedCluster:
             router=router,
             slo=slo or Slo(),
             jitter=jitter,
+            drain_timeout_s=drain_timeout_s,
+            crash_per_hour=failures.crash_per_hour,
             record=record,
         )
         self._observed = ObservedFleet(self._fleet, knobs)
+        settings = knobs.row({**knobs.defaults(), **initial})[None, :]
         self._observed.reset(
             np.array([0]),
             start_s=np.array([start_s]),
             seeds=seeds,
-            settings=knobs.row({**knobs.defaults(), **initial})[None, :],
+            settings=settings,
             keep=np.array([keep]),
-            factors=factors,
+            factors=with_failures(
+                factors or EnvFactors.none(1),
+                failures,
+                seeds,
+                settings[:, knobs.column("replicas")],
+            ),
             scrape_loss=scrape_loss,
         )
         self._last_arrival_s = trace.last_arrival_s

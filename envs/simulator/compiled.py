@@ -26,7 +26,8 @@ R = TypeVar("R")
 
 _CONFIG: Any = numba.config
 _OPTIONS: dict[str, Any] = {"error_model": "numpy", "_nrt": False}
-INLINED: Any = _OPTIONS | {"forceinline": True, "no_cpython_wrapper": True}
+_CALLED: dict[str, Any] = _OPTIONS | {"no_cpython_wrapper": True}
+INLINED: Any = _CALLED | {"forceinline": True}
 
 
 def cache_folder(sources: Path) -> Path:
@@ -44,6 +45,16 @@ _CACHE_FOLDER = cache_folder(Path(__file__).parent)
 def inlined(function: Callable[P, R]) -> Callable[P, R]:
     """Compile a part of entries."""
     compile_function: Any = numba.njit(**INLINED)
+    compiled: Callable[P, R] = compile_function(function)
+    return compiled
+
+
+def called(function: Callable[P, R]) -> Callable[P, R]:
+    """Compile a part of entries that is called, not inlined: large, and needed a few times an hour.
+
+    Inlined wherever it is named, what starts and ends replicas would be most of the machine code.
+    """
+    compile_function: Any = numba.njit(**_CALLED)
     compiled: Callable[P, R] = compile_function(function)
     return compiled
 

@@ -16,6 +16,7 @@ from envs.simulator.compiled import inlined
 COLD_START = np.uint64(1)
 JITTER = np.uint64(2)
 THINNING = np.uint64(3)
+CRASH = np.uint64(6)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
@@ -56,6 +57,12 @@ def truncated_normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
         attempt += 1
         draw = normal(seed, stream, (number << 8) + attempt)
     return draw
+
+
+@inlined
+def exponential(seed: np.uint64, stream: np.uint64, number: int) -> float:
+    """Exponential draw of mean 1."""
+    return -math.log(uniform(seed, stream, number))
 
 
 @inlined

@@ -1,7 +1,8 @@
 """The event loop of one env, and what happens to it from outside: reset and new settings.
 
-At one moment, in this order: runs and stages of life end, lowest slot first; what waits at the
-router is dispatched; the trace's requests arrive; settings change.
+At one moment, in this order: runs and stages of life end, lowest slot first; replicas are killed,
+lowest slot first; what waits at the router is dispatched; the trace's requests arrive; settings
+change.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from numpy.typing import NDArray
 
 from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.compiled import entry, inlined
+from envs.simulator.failing import kill_next
 from envs.simulator.frontend import stream_ended_run
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
     leave_if_drained,
     place_ready,
     reconcile,
+    restart_starting,
     stage_ended,
     switch_off,
 )
@@ -89,6 +92,7 @@ def clear_window(memory: Memory, env: Env) -> None:
     env.window_met = 0
     env.window_missed = 0
     env.window_rejected = 0
+    env.window_failed = 0
     env.window_preemptions = 0
     env.window_starts = 0
     env.window_busy_s = 0.0
@@ -109,17 +113,29 @@ def apply(
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
         env = memory.envs[index]
-        if batch_size[index] != env.batch_size:
-            env.batch_size = batch_size[index]
-            for slot in range(env.top):
-                replica = memory.replicas[index * engine.slots + slot]
-                cap_changed(memory, engine, env, replica, env.clock_s)
+        resized = batch_size[index] != env.batch_size
         restart = threads[index] != env.threads
+        if engine.restarts_for_batch_size:
+            restart = restart or resized
+        elif resized:
+            _tell_batch_size(memory, engine, env, batch_size[index])
+        env.batch_size = batch_size[index]
         env.threads = threads[index]
         env.warmup_requests = warmup_requests[index]
         if restart or replicas[index] != env.replicas:
             env.replicas = replicas[index]
             reconcile(memory, engine, env, env.clock_s)
+        if restart:
+            restart_starting(memory, engine, env, env.clock_s)
+
+
+@inlined
+def _tell_batch_size(memory: Memory, engine: Engine, env: Env, batch_size: int) -> None:
+    """Move the cap of engines that run."""
+    for slot in range(env.top):
+        replica = memory.replicas[env.index * engine.slots + slot]
+        replica.batch_size = batch_size
+        cap_changed(memory, engine, env, replica, env.clock_s)
 
 
 @inlined
@@ -132,6 +148,8 @@ def _empty(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     env.held = 0
     env.held_since_s = at_s
     env.starts = 0
+    env.served = 0
+    env.kill_s = math.inf
     env.cursor = 0
     env.router_waiting = 0
     env.in_flight = 0
@@ -152,19 +170,23 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
     while True:
         index = _earliest(memory, engine, env)
         due_s = memory.due_s[index] if index >= 0 else math.inf
+        event_s = min(due_s, env.kill_s)
         arrival_s = math.inf
         if env.next_request < requests:
             arrival_s = memory.trace[env.next_request].arrival_s
-        if due_s <= arrival_s:
-            if due_s > until_s or due_s == math.inf:
+        if event_s <= arrival_s:
+            if event_s > until_s or event_s == math.inf:
                 break
-            env.clock_s = due_s
-            _replica_event(memory, engine, env, index, due_s)
+            env.clock_s = event_s
+            if due_s <= event_s:
+                _replica_event(memory, engine, env, index, event_s)
+            else:
+                kill_next(memory, engine, env, event_s)
             if env.router_waiting > 0 and env.ready > 0:
                 index = _earliest(memory, engine, env)
-                if index >= 0 and memory.due_s[index] <= due_s:
+                if env.kill_s <= event_s or (index >= 0 and memory.due_s[index] <= event_s):
                     continue
-                if not dispatch(memory, engine, env, due_s):
+                if not dispatch(memory, engine, env, event_s):
                     return False
         else:
             if arrival_s > until_s:

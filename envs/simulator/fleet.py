@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -29,9 +30,11 @@ class FleetSettings:
     replicas: NDArray[np.int64]
     """Replicas wanted, 0 to the fleet's slots; draining ones do not count."""
     batch_size: NDArray[np.int64]
-    """Most sequences a replica runs at once, >= 1; above the profile's batch_size_max: that."""
+    """Most sequences a replica runs at once, >= 1; above the profile's batch_size_max: that. Where
+    the engine takes it at its start only, a change is a rolling restart."""
     threads: NDArray[np.int64]
-    """Frontend workers per replica, >= 1; without effect if the profile has no frontend."""
+    """Frontend workers per replica, >= 1; a change is a rolling restart. Without effect if the
+    profile has no frontend."""
     warmup_requests: NDArray[np.int64]
     """Warm-up requests of a replica that starts from now on, >= 0."""
 
@@ -84,6 +87,9 @@ class Fleet:
         router: `round_robin`, `least_pending` or `least_loaded`.
         slo: objectives that `met` and `missed` of a window count against.
         jitter: sigma of the logarithm of an iteration's random factor; 0: none.
+        drain_timeout_s: longest time that a leaving replica may serve what it has, s; what has not
+            ended by then fails. None: as long as it takes.
+        crash_per_hour: crashes per hour of a serving replica, exponential; 0: none.
         record: keep every request's outcome, 40 bytes per request of the trace and env.
         threads: of this process, to share the envs among.
 
@@ -102,6 +108,8 @@ class Fleet:
         router: str = "least_loaded",
         slo: Slo = DEFAULT_SLO,
         jitter: float = 0.0,
+        drain_timeout_s: float | None = None,
+        crash_per_hour: float = 0.0,
         record: bool = False,
         threads: int = 1,
     ) -> None:
@@ -113,6 +121,12 @@ class Fleet:
                 f"{len(seeds)} seeds, {slots} slots, {threads} threads, jitter {jitter}; "
                 "expected at least one of each, and jitter >= 0"
             )
+        longest_drain_s = math.inf if drain_timeout_s is None else drain_timeout_s
+        if not longest_drain_s >= 0.0 or not 0.0 <= crash_per_hour < math.inf:
+            raise ValueError(
+                f"drain_timeout_s is {drain_timeout_s}, crash_per_hour {crash_per_hour}; "
+                "expected both >= 0, and crash_per_hour finite"
+            )
         self.profile = profile
         self.n = len(seeds)
         self.slots = slots
@@ -121,6 +135,8 @@ class Fleet:
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
         self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record)
+        self._memory.engine["drain_timeout_s"] = longest_drain_s
+        self._memory.engine["crash_per_s"] = crash_per_hour / 3600.0
         self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
 
     def reset(
@@ -173,7 +189,9 @@ class Fleet:
 
         A batch size holds from every replica's next iteration on and evicts nobody. Replicas
         start in the lowest free slots; those that start or warm up go first and at once, then the
-        ready ones drain, newest first. A change of `threads` restarts the replicas one by one.
+        ready ones drain, newest first. A change of what the engine takes at its start (`threads`,
+        and `batch_size` where the profile says so) restarts the ready replicas one by one; those
+        that start or warm up begin anew at once.
         """
         settings = self._checked(settings, self.n)
         events.apply(
@@ -261,6 +279,7 @@ class Fleet:
             replica=outcomes["replica"].copy(),
             preemptions=outcomes["preemptions"].copy(),
             rejected=outcomes["rejected"].astype(np.bool_),
+            failed=outcomes["failed"].astype(np.bool_),
         )
 
     def done(self) -> NDArray[np.bool_]:

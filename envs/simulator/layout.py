@@ -29,12 +29,12 @@ class ReplicaState(IntEnum):
 
     OFF = 0
     STARTING = 1
-    """Cold start: image, weights, compilation."""
+    """Cold start: schedule, image, weights, compilation; or a wait before another try of it."""
     WARMING = 2
     """Answering its warm-up requests."""
     READY = 3
     DRAINING = 4
-    """Takes no requests, serves what it has, queue included."""
+    """Takes no requests, serves what it has, queue included, up to its time-out."""
 
 
 class Engine:
@@ -63,9 +63,15 @@ class Engine:
     per_context_s: Float64
     jitter: Float64
     has_startup: Int64
-    cold_start_s: Float64
-    spread: Float64
     warmup_request_s: Float64
+    restarts_for_batch_size: Int64
+    """1 where a replica has the batch size that it was started with; 0 where it is told while it
+    runs, and each is started with batch_size_max."""
+    batch_size_oom: Int64
+    """A start with a higher ceiling runs out of memory."""
+    drain_timeout_s: Float64
+    crash_per_s: Float64
+    """Crashes per second of a serving replica."""
     has_frontend: Int64
     cores: Int64
     per_request_s: Float64
@@ -111,7 +117,12 @@ class Env:
     held: Int64
     held_since_s: Float64
     starts: Int64
-    """Replicas started since the reset; numbers the draws of cold starts."""
+    """Replicas started since the reset, container restarts included; numbers the draws of cold
+    starts."""
+    served: Int64
+    """Replicas that got READY since the reset; numbers the draws of crashes."""
+    kill_s: Float64
+    """No replica is killed before."""
     cursor: Int64
     """Slot at which round robin goes on."""
     # requests
@@ -138,6 +149,7 @@ class Env:
     window_met: Int64
     window_missed: Int64
     window_rejected: Int64
+    window_failed: Int64
     window_preemptions: Int64
     window_starts: Int64
     window_busy_s: Float64
@@ -156,10 +168,20 @@ class Replica:
     state: Int64
     restarting: Int64
     """1 from the drain of a rolling restart until the replica is READY again."""
+    batch_size: Int64
+    """Most sequences that it runs at once."""
     threads: Int64
     """Frontend workers it was started with."""
     warmups: Int64
     """Warm-up requests it was started with."""
+    out_of_memory: Int64
+    """1: this start ends in a crash."""
+    crashes: Int64
+    """In a row; see `startup.back_off_s`."""
+    container_s: Float64
+    """When its container began to run."""
+    kill_s: Float64
+    """When it crashes, or its time to drain is up; inf: never."""
     started_s: Float64
     ready_s: Float64
     # run
@@ -213,6 +235,8 @@ class Replica:
     queue_depth: Int64
     queued_tokens: Int64
     """Tokens to prefill of the waiting requests."""
+    taken_tokens: Int64
+    """Prompt tokens that it has been sent since its start; tells how warm its prefix cache is."""
 
 
 class Flight:
@@ -253,6 +277,7 @@ class Outcome:
     replica: Int32
     preemptions: Int32
     rejected: Int32
+    failed: Int32
 
 
 class Arrival:
@@ -263,6 +288,13 @@ class Arrival:
     output_tokens: Int32
     hit_tokens: Int32
     """Prompt tokens that an endless prefix cache would hold; 0 if the replicas have none."""
+
+
+class Stage:
+    """A stage of a cold start."""
+
+    median_s: Float64
+    spread: Float64
 
 
 def dtype_of(record: type) -> np.dtype[np.void]:
@@ -277,6 +309,7 @@ REPLICA = dtype_of(Replica)
 FLIGHT = dtype_of(Flight)
 OUTCOME = dtype_of(Outcome)
 ARRIVAL = dtype_of(Arrival)
+STAGE = dtype_of(Stage)
 
 
 class Memory(NamedTuple):
@@ -290,6 +323,8 @@ class Memory(NamedTuple):
     """`(chunk_tokens + 1,)` seconds more by prompt tokens, without prefill_base_s."""
     straggler: NDArray[np.float64]
     """`(batch_size_max + 1,)` factor on all seconds of an iteration by sequences."""
+    stages: NDArray[Any]
+    """`(4,)` STAGE: schedule, image, weights, compile."""
     ramp_requests: NDArray[np.int64]
     """`(stages,)` admitted requests up to which a stage of the ramp lasts."""
     ramp_speed: NDArray[np.float64]

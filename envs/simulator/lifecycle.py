@@ -1,12 +1,30 @@
-"""Replicas that start, warm up, get ready, drain, and restart one by one."""
+"""Replicas that start, warm up, get ready, drain, and restart one by one.
+
+The ceiling that a replica is started with is its engine's start-up argument: limits.batch_size_max,
+below which the knob moves while the engine runs, or, where the engine takes the knob at its start
+only, the batch size in force then. Above limits.batch_size_oom the engine has no memory left once
+its weights are loaded: the container ends there, restarts with growing pauses, and ends again,
+holding its GPUs, until it is started with a lower ceiling. A cap that moves while the engine runs
+can at most preempt.
+"""
 
 from __future__ import annotations
 
 import math
 
 from envs.simulator import draws
-from envs.simulator.compiled import inlined
+from envs.simulator.compiled import called, inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, Replica, ReplicaState
+from envs.simulator.startup import (
+    COMPILE,
+    SCHEDULE,
+    STAGES,
+    WEIGHTS,
+    back_off_s,
+    count_crash,
+    stages_s,
+    warm_up_s,
+)
 
 _OFF = int(ReplicaState.OFF)
 _STARTING = int(ReplicaState.STARTING)
@@ -18,7 +36,7 @@ PAST_THE_RAMP = 2**62
 """Admitted requests of a replica that was warm when the env was reset."""
 
 
-@inlined
+@called
 def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     """Start, drain and restart replicas until the cluster is on its way to the env's settings."""
     wanted = _wanted_now(memory, engine, env)
@@ -33,38 +51,57 @@ def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
         _hold(env, replica, at_s)
         start(memory, engine, env, replica, at_s)
         wanted += 1
-    if engine.has_frontend:
-        _go_on_restarting(memory, engine, env, at_s)
+    go_on_restarting(memory, engine, env, at_s)
+
+
+@called
+def start(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """Start the engine in a held slot, cold in every stage, with the settings in force."""
+    replica.crashes = 0
+    _start_from(memory, engine, env, replica, at_s, SCHEDULE)
+
+
+@called
+def restart_container(
+    memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float
+) -> None:
+    """Start the engine again where its container ended, after the wait that its crashes cost."""
+    count_crash(replica, at_s)
+    _start_from(memory, engine, env, replica, at_s, WEIGHTS)
 
 
 @inlined
-def start(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
-    """Start the engine in a held slot, cold, with the settings in force."""
+def _start_from(
+    memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float, stage: int
+) -> None:
     _clear(memory, engine, env, replica)
-    replica.threads = env.threads
-    replica.warmups = env.warmup_requests
+    _take_settings(engine, env, replica)
     replica.started_s = at_s
     number = env.starts
     env.starts += 1
     env.window_starts += 1
-    if not engine.has_startup:
-        _get_ready(memory, env, replica, at_s)
+    waited_s = back_off_s(replica.crashes) + stages_s(memory, env, number, stage, WEIGHTS)
+    replica.container_s = at_s + waited_s
+    if not (engine.has_startup or waited_s > 0.0 or replica.out_of_memory):
+        _get_ready(memory, engine, env, replica, at_s)
         return
-    draw = draws.truncated_normal(env.seed, draws.COLD_START, number)
+    last = COMPILE if replica.out_of_memory else STAGES
     replica.state = _STARTING
-    memory.due_s[replica.index] = at_s + engine.cold_start_s * math.exp(engine.spread * draw)
+    memory.due_s[replica.index] = replica.container_s + stages_s(memory, env, number, WEIGHTS, last)
 
 
 @inlined
 def stage_ended(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Next stage of a replica that starts or warms up."""
+    if replica.out_of_memory:
+        restart_container(memory, engine, env, replica, at_s)
+        return
     if replica.state == _STARTING and replica.warmups > 0:
         replica.state = _WARMING
-        memory.due_s[replica.index] = at_s + replica.warmups * engine.warmup_request_s
+        memory.due_s[replica.index] = at_s + warm_up_s(memory, engine, replica.warmups)
         return
-    _get_ready(memory, env, replica, at_s)
-    if engine.has_frontend:
-        _go_on_restarting(memory, engine, env, at_s)
+    _get_ready(memory, engine, env, replica, at_s)
+    go_on_restarting(memory, engine, env, at_s)
 
 
 @inlined
@@ -77,23 +114,30 @@ def leave_if_drained(
     if replica.restarting:
         start(memory, engine, env, replica, at_s)
         if replica.state == _READY:
-            _go_on_restarting(memory, engine, env, at_s)
+            go_on_restarting(memory, engine, env, at_s)
     else:
-        _turn_off(memory, engine, env, replica, at_s)
+        turn_off(memory, engine, env, replica, at_s)
         reconcile(memory, engine, env, at_s)
 
 
 @inlined
 def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float) -> None:
-    """A replica that has been serving for long: READY, past its ramp. For resets."""
+    """A replica that has been serving for long: READY, past its ramp. For resets.
+
+    One that could not have started with these settings begins to start instead.
+    """
     replica = memory.replicas[env.index * engine.slots + slot]
     _hold(env, replica, at_s)
     _clear(memory, engine, env, replica)
-    replica.threads = env.threads
-    replica.warmups = env.warmup_requests
+    _take_settings(engine, env, replica)
+    if replica.out_of_memory:
+        start(memory, engine, env, replica, at_s)
+        return
     replica.started_s = at_s
-    _get_ready(memory, env, replica, at_s)
+    replica.container_s = -math.inf
+    _get_ready(memory, engine, env, replica, at_s)
     replica.admitted = PAST_THE_RAMP
+    replica.taken_tokens = engine.blocks * engine.block_tokens
 
 
 @inlined
@@ -109,6 +153,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     replica.state = _OFF
     replica.restarting = 0
     replica.runs = 0
+    replica.crashes = 0
     _clear(memory, engine, env, replica)
 
 
@@ -116,6 +161,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
 def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """A fresh process: nothing runs, nothing waits, all blocks are free. `runs` counts on."""
     memory.due_s[replica.index] = math.inf
+    replica.kill_s = math.inf
     replica.started_s = math.nan
     replica.ready_s = math.nan
     replica.start_s = -math.inf
@@ -142,6 +188,7 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.queue_tail = NO_REQUEST
     replica.queue_depth = 0
     replica.queued_tokens = 0
+    replica.taken_tokens = 0
     base = replica.residue_base
     memory.residues[base : base + engine.block_tokens] = 0
     base = replica.worker_base
@@ -149,13 +196,42 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
 
 
 @inlined
-def _get_ready(memory: Memory, env: Env, replica: Replica, at_s: float) -> None:
+def _take_settings(engine: Engine, env: Env, replica: Replica) -> None:
+    """What the engine is started with."""
+    replica.batch_size = env.batch_size
+    replica.threads = env.threads
+    replica.warmups = env.warmup_requests
+    ceiling = env.batch_size if engine.restarts_for_batch_size else engine.batch_size_max
+    replica.out_of_memory = ceiling > engine.batch_size_oom
+
+
+@inlined
+def _is_stale(engine: Engine, env: Env, replica: Replica) -> bool:
+    """Whether it was started with something else than the setting of a knob that needs a start."""
+    if engine.has_frontend and replica.threads != env.threads:
+        return True
+    return engine.restarts_for_batch_size > 0 and replica.batch_size != env.batch_size
+
+
+@inlined
+def _kill_at(env: Env, replica: Replica, at_s: float) -> None:
+    """The replica ends then, if nothing ends it before."""
+    replica.kill_s = min(replica.kill_s, at_s)
+    env.kill_s = min(env.kill_s, at_s)
+
+
+@inlined
+def _get_ready(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     replica.state = _READY
     replica.ready_s = at_s
     replica.admitted = replica.warmups
     replica.restarting = 0
     memory.due_s[replica.index] = math.inf
     env.ready += 1
+    if engine.crash_per_s > 0.0:
+        served_s = draws.exponential(env.seed, draws.CRASH, env.served) / engine.crash_per_s
+        _kill_at(env, replica, at_s + served_s)
+    env.served += 1
 
 
 @inlined
@@ -166,11 +242,12 @@ def _drain(
     replica.restarting = restarting
     env.ready -= 1
     if replica.running > 0 or replica.queue_depth > 0:
+        _kill_at(env, replica, at_s + engine.drain_timeout_s)
         return
     if restarting:
         start(memory, engine, env, replica, at_s)
     else:
-        _turn_off(memory, engine, env, replica, at_s)
+        turn_off(memory, engine, env, replica, at_s)
 
 
 @inlined
@@ -183,7 +260,7 @@ def _hold(env: Env, replica: Replica, at_s: float) -> None:
 
 
 @inlined
-def _turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+def turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     env.window_replica_s += env.held * (at_s - env.held_since_s)
     env.held_since_s = at_s
     env.held -= 1
@@ -243,23 +320,40 @@ def _remove_one(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
             chosen_s = since_s
     replica = memory.replicas[env.index * engine.slots + chosen]
     if chosen_rank == 2:
-        _turn_off(memory, engine, env, replica, at_s)
+        turn_off(memory, engine, env, replica, at_s)
     elif chosen_rank == 1:
         replica.restarting = 0
     else:
         _drain(memory, engine, env, replica, 0, at_s)
 
 
-@inlined
-def _go_on_restarting(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
-    """Rolling restart: while none is under way, drain the next replica with another `threads`."""
+@called
+def restart_starting(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
+    """Begin anew where replicas with old settings start or warm up: they have nothing to lose.
+
+    So does a Deployment: its rollout removes pods that are not ready before all others
+    (kubernetes/kubernetes, pkg/controller/deployment/rolling.go, cleanupUnhealthyReplicas).
+    """
+    for slot in range(env.top):
+        replica = memory.replicas[env.index * engine.slots + slot]
+        begun = replica.state == _STARTING or replica.state == _WARMING
+        if begun and _is_stale(engine, env, replica):
+            start(memory, engine, env, replica, at_s)
+    go_on_restarting(memory, engine, env, at_s)
+
+
+@called
+def go_on_restarting(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
+    """Rolling restart: while none is under way, drain the next ready replica that needs a start."""
+    if not (engine.has_frontend or engine.restarts_for_batch_size):
+        return
     while True:
         stale = -1
         for slot in range(env.top):
             replica = memory.replicas[env.index * engine.slots + slot]
             if replica.restarting:
                 return
-            if stale < 0 and replica.state == _READY and replica.threads != env.threads:
+            if stale < 0 and replica.state == _READY and _is_stale(engine, env, replica):
                 stale = slot
         if stale < 0:
             return

@@ -27,7 +27,8 @@ def values_of(window: Window, gauges: Gauges) -> FloatArray:
     values = np.full((len(gauges.now_s), len(FIELDS)), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         span_s = np.where(window.length_s > 0, window.length_s, np.nan)
-        ended = window.finished + window.rejected
+        failed = window.rejected + window.failed
+        ended = window.finished + failed
         columns = {
             "qps": window.arrivals / span_s,
             "prompt_tokens_per_s": window.prompt_tokens / span_s,
@@ -43,7 +44,7 @@ def values_of(window: Window, gauges: Gauges) -> FloatArray:
             "queue_depth": gauges.queue_depth,
             "running": gauges.running,
             "in_flight": gauges.in_flight,
-            "error_rate": np.where(ended > 0, window.rejected / ended, np.nan),
+            "error_rate": np.where(ended > 0, failed / ended, np.nan),
             "preemptions_per_s": window.preemptions / span_s,
             "ready_replicas": gauges.ready,
             "starting_replicas": gauges.starting,

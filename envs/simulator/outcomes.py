@@ -71,6 +71,17 @@ def reject(memory: Memory, engine: Engine, env: Env, request: int) -> None:
 
 
 @inlined
+def fail(memory: Memory, engine: Engine, env: Env, flight: Flight, entry: int) -> None:
+    """The request's replica is gone; its entry goes back to the pool."""
+    env.window_failed += 1
+    if not flight.ttft_s > engine.slo_ttft_s:  # else it was counted as missed at its first token
+        env.window_missed += 1
+    if engine.recording:
+        memory.outcomes[_row(memory, env, flight.request)].failed = 1
+    give_back(env, flight, entry)
+
+
+@inlined
 def record_replica(memory: Memory, engine: Engine, env: Env, request: int, slot: int) -> None:
     if engine.recording:
         memory.outcomes[_row(memory, env, request)].replica = slot
@@ -87,6 +98,7 @@ def forget_outcomes(memory: Memory, env: Env) -> None:
         outcome.replica = -1
         outcome.preemptions = 0
         outcome.rejected = 0
+        outcome.failed = 0
 
 
 @inlined

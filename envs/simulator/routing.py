@@ -85,6 +85,7 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
     entry = take_entry(memory, env)
     flight = fill_entry(memory, env, entry, request)
     flight.visible_s = at_s
+    replica.taken_tokens += flight.prompt_tokens
     if engine.has_frontend:
         take_in(memory, engine, replica, flight, at_s)
     push_back(memory, env, replica, flight, entry)

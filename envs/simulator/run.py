@@ -51,6 +51,12 @@ def ended_by(replica: Replica, at_s: float) -> int:
 
 
 @inlined
+def tokens_so_far(replica: Replica, at_s: float) -> int:
+    """New output tokens that the run has given by `at_s`, before it is accounted for."""
+    return ended_by(replica, at_s) * (replica.decoding - replica.repeating)
+
+
+@inlined
 def first_border(replica: Replica, at_s: float, strictly_after_s: float) -> int:
     """Smallest k >= 1 with the run's k-th border at or after `at_s` and after `strictly_after_s`;
     the run's length if all its borders lie before."""

@@ -22,7 +22,7 @@ from envs.simulator.buckets import (
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.events import clear_window
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
-from envs.simulator.run import ended_by, new_blocks
+from envs.simulator.run import ended_by, new_blocks, tokens_so_far
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
@@ -47,15 +47,18 @@ class Window(NamedTuple):
     """Requests that finished within every objective."""
     missed: NDArray[np.int64]
     """Requests that came to be known to miss: late first token, finish with TPOT above its
-    objective, or rejection. Each request counts once."""
+    objective, rejection or failure. Each request counts once."""
     rejected: NDArray[np.int64]
+    """Requests that no replica can hold."""
+    failed: NDArray[np.int64]
+    """Requests whose replica was killed. Each arrival ends as finished, rejected or failed."""
     preemptions: NDArray[np.int64]
     busy_s: NDArray[np.float64]
     """Replica-seconds in which an iteration ran."""
     replica_s: NDArray[np.float64]
     """Replica-seconds held: starting, warming, ready or draining."""
     starts: NDArray[np.int64]
-    """Replicas started, restarts included."""
+    """Replicas started; rolling restarts and restarts after a crash included, successful or not."""
     ttft_hist: NDArray[np.int64]
     """`(n, 23)` first tokens by TTFT in the buckets of TTFT_BOUNDS_S, the last is +Inf."""
     tpot_hist: NDArray[np.int64]
@@ -77,7 +80,7 @@ class Gauges(NamedTuple):
     """Mean of the ready and draining replicas, 0-1; NaN where there is none."""
     ready: NDArray[np.int64]
     starting: NDArray[np.int64]
-    """Replicas in a cold start or answering warm-up requests."""
+    """Replicas in a cold start, answering warm-up requests, or waiting to restart."""
     draining: NDArray[np.int64]
     replica_state: NDArray[np.int64]
     """Codes of ReplicaState."""
@@ -105,6 +108,7 @@ class RequestColumns:
     """Slot that served it; -1: none has."""
     preemptions: NDArray[np.int32]
     rejected: NDArray[np.bool_]
+    failed: NDArray[np.bool_]
 
 
 def empty_window(n: int) -> Window:
@@ -119,6 +123,7 @@ def empty_window(n: int) -> Window:
         met=np.empty(n, count),
         missed=np.empty(n, count),
         rejected=np.empty(n, count),
+        failed=np.empty(n, count),
         preemptions=np.empty(n, count),
         busy_s=np.empty(n, seconds),
         replica_s=np.empty(n, seconds),
@@ -166,6 +171,7 @@ def close_windows(memory: Memory, out: Window) -> None:
         out.met[index] = env.window_met
         out.missed[index] = env.window_missed
         out.rejected[index] = env.window_rejected
+        out.failed[index] = env.window_failed
         out.preemptions[index] = env.window_preemptions
         out.busy_s[index] = env.window_busy_s
         out.replica_s[index] = env.window_replica_s
@@ -253,5 +259,5 @@ def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
         if replica.running > 0:
             env.window_busy_s += now_s - replica.busy_since_s
             replica.busy_since_s = now_s
-            tokens += ended_by(replica, now_s) * (replica.decoding - replica.repeating)
+            tokens += tokens_so_far(replica, now_s)
     return tokens

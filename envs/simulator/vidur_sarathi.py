@@ -78,7 +78,7 @@ def request_entered(
     if replica.running == 0:
         start_iteration(memory, engine, env, replica, at_s)
         return
-    if replica.running >= env.batch_size:
+    if replica.running >= replica.batch_size:
         return
     head = memory.flights[env.flight_base + replica.queue_head]
     if replica.start_s == at_s and head.visible_s <= at_s:
@@ -98,7 +98,7 @@ def cap_changed(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s
     if replica.queue_depth == 0 or replica.running == 0 or replica.prefill_tokens > 0:
         return
     head = memory.flights[env.flight_base + replica.queue_head]
-    if replica.running < env.batch_size and _fits(engine, replica, head):
+    if replica.running < replica.batch_size and _fits(engine, replica, head):
         cut_at(memory, replica, max(at_s, head.visible_s), at_s)
 
 
@@ -167,7 +167,7 @@ def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
 def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica) -> bool:
     """Admit from the queue's head while it may; whether any was."""
     before = replica.running
-    while replica.queue_depth > 0 and replica.running < env.batch_size:
+    while replica.queue_depth > 0 and replica.running < replica.batch_size:
         budget = engine.chunk_tokens - replica.decoding - replica.prefill_tokens
         entry = replica.queue_head
         head = memory.flights[env.flight_base + entry]
@@ -209,7 +209,7 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
     if replica.prefill_tokens == 0 and replica.queue_depth > 0:
         head = memory.flights[env.flight_base + replica.queue_head]
         coming = head.visible_s > replica.start_s
-        if coming and replica.running < env.batch_size and _fits(engine, replica, head):
+        if coming and replica.running < replica.batch_size and _fits(engine, replica, head):
             cut_at(memory, replica, head.visible_s, replica.start_s)
 
 

@@ -60,7 +60,7 @@ def start_iteration(
 ) -> None:
     """Form the batch of the iteration that starts at `at_s`, or leave the replica idle."""
     formed_s = at_s
-    cap = env.batch_size
+    cap = replica.batch_size
     if engine.async_scheduling and replica.running > 0:  # formed when the last iteration started
         formed_s = border_s(replica, replica.iterations - 1)
         cap = replica.cap
@@ -71,8 +71,8 @@ def start_iteration(
         if replica.scheduled > 0 or formed_s == at_s:
             break
         formed_s = at_s  # nothing to compute: the next batch is formed and started at once
-        cap = env.batch_size
-    replica.cap = env.batch_size
+        cap = replica.batch_size
+    replica.cap = replica.batch_size
     if replica.running == 0:
         rest(memory, env, replica)
         return
@@ -113,7 +113,7 @@ def request_entered(
     head = memory.flights[env.flight_base + replica.queue_head]
     if replica.formed_s == at_s and head.visible_s <= at_s:
         limit = _chunk_limit(memory, engine, env, replica, at_s)
-        if _admit(memory, engine, env, replica, limit, env.batch_size):
+        if _admit(memory, engine, env, replica, limit, replica.batch_size):
             _time_run(memory, engine, env, replica)
     else:
         _cut_for_head(memory, engine, env, replica)
@@ -401,7 +401,7 @@ def _cut_for_head(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     if engine.long_prefill_tokens > 0:
         limit = engine.long_prefill_tokens
     budget = _budget(engine, replica)
-    if not _may_enter(engine, replica, head, limit, budget, env.batch_size):
+    if not _may_enter(engine, replica, head, limit, budget, replica.batch_size):
         return
     border = 0
     if head.visible_s > replica.start_s:

@@ -58,7 +58,7 @@ def test_show_tells_scripts_every_key() -> None:
 
 def test_show_draws_a_profile_with_every_section(tmp_path: Path) -> None:
     text = HEADER + (
-        "startup: {cold_start_s: 60, ramp: [[10, 0.5]]}\n"
+        "startup: {stages: {compile: {median_s: 60}}, ramp: [[10, 0.5]]}\n"
         "frontend: {cores: 8, per_request_s: 0.001, per_output_token_s: 4.6e-5,\n"
         "  ingress_s: 0.0156}\n"
         "price_per_gpu_hour_usd: 2.5\n"

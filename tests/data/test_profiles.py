@@ -18,7 +18,7 @@ gpus_per_replica: 8
 kv: {block_tokens: 16, blocks: 1000, watermark: 0.01}
 limits: {batch_size_max: 64, chunk_tokens: 512}
 step_time: {base_s: 0.01, per_prefill_token_s: 6e-5, per_sequence_s: 1e-4, per_kv_token_s: 2e-8}
-startup: {cold_start_s: 60, spread: 0.2, warmup_request_s: 0.5, ramp: [[100, 0.5]]}
+startup: {stages: {weights: {median_s: 60, spread: 0.2}}, warmup_request_s: 0.5, ramp: [[100, 0.5]]}
 frontend: {cores: 8, per_request_s: 0.001, per_token_s: 1e-6}
 origin: {step_time: measured, frontend: guessed}
 assumed: [frontend, startup.ramp]
@@ -85,7 +85,7 @@ def test_reads_a_file_by_its_path(tmp_path: Path) -> None:
             "chunk_tokens: 63",
             "limits.batch_size_max 64 is above limits.chunk_tokens 63",
         ),
-        ("cold_start_s: 60", "cold_start_s: -1", "startup.cold_start_s is -1"),
+        ("median_s: 60", "median_s: -1", "startup.stages.weights.median_s is -1"),
         ("[[100, 0.5]]", "[[100, 0]]", "startup.ramp[0] has speed 0"),
         ("[[100, 0.5]]", "[[100, 1.2]]", "startup.ramp[0] has speed 1.2"),
         ("[[100, 0.5]]", "[[0, 0.5]]", "startup.ramp[0] lasts 0 requests"),

@@ -116,8 +116,6 @@ def test_normal_draws_are_normal():
         ({"cold_start": (3.0, 0.5)}, "cold_start is 3.0..0.5; expected 0.01 <= low <= high <= 100"),
         ({"output_tokens": (0.0, 1.0)}, "output_tokens is 0.0..1.0"),
         ({"prefix_hits": (-0.1, 1.0)}, "prefix_hits is -0.1..1.0; expected 0 <= low"),
-        ({"slow": (0.5, 2.0)}, "slow is 0.5..2.0; expected 1 <= low"),
-        ({"slow_share": 1.1}, "slow_share is 1.1; expected a share of 0 to 1"),
         ({"scrape_loss": (0.0, 1.0)}, "scrape_loss is 0.0..1.0"),
         ({"scrape_lag_s": (0.0, float("nan"))}, "scrape_lag_s is 0.0..nan"),
     ],

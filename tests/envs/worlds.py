@@ -10,7 +10,15 @@ from policies import build_policy
 from policies.codec import Codec, CodecConfig
 from policies.rule import RulePolicy
 from tuner.core.knobs import KnobSpace
-from tuner.core.profile import EngineLimits, KvCache, ServingProfile, Startup, StepTime
+from tuner.core.profile import (
+    EngineLimits,
+    KvCache,
+    ServingProfile,
+    Stage,
+    Stages,
+    Startup,
+    StepTime,
+)
 from tuner.core.trace import Trace
 from tuner.knobs import KNOBS, knob_space
 
@@ -23,7 +31,7 @@ PROFILE = ServingProfile(
     kv=KvCache(block_tokens=16, blocks=600),
     limits=EngineLimits(batch_size_max=32, chunk_tokens=512),
     step_time=StepTime(base_s=0.02, per_prefill_token_s=1e-4, per_sequence_s=5e-4),
-    startup=Startup(cold_start_s=40.0, spread=0.3, warmup_request_s=0.05, ramp=((20, 0.5),)),
+    startup=Startup(Stages(weights=Stage(40.0, 0.3)), warmup_request_s=0.05, ramp=((20, 0.5),)),
 )
 
 

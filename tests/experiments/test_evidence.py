@@ -29,7 +29,10 @@ gpus_per_replica: 1
 kv: {block_tokens: 16, blocks: 600}
 limits: {batch_size_max: 32, chunk_tokens: 512}
 step_time: {base_s: 0.02, per_prefill_token_s: 1e-4, per_sequence_s: 5e-4}
-startup: {cold_start_s: 40.0, spread: 0.3, warmup_request_s: 0.05, ramp: [[20, 0.5]]}
+startup:
+  stages: {weights: {median_s: 40.0, spread: 0.3}}
+  warmup_request_s: 0.05
+  ramp: [[20, 0.5]]
 """
 
 

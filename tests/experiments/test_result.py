@@ -24,6 +24,7 @@ def requests(*rows):
         replica=np.zeros(n, np.int32),
         preemptions=np.zeros(n, np.int32),
         rejected=np.zeros(n, np.bool_),
+        failed=np.zeros(n, np.bool_),
     )
 
 

@@ -29,6 +29,7 @@ def run_of(rows, *, span_s=10.0):
             replica=np.zeros(n, np.int32),
             preemptions=np.array(columns[4], np.int32),
             rejected=np.zeros(n, np.bool_),
+            failed=np.zeros(n, np.bool_),
         ),
         ticks=TickTable.of([]),
         replica_hours=1.5,

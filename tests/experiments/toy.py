@@ -99,6 +99,7 @@ class ToyRunner:
             replica=(np.arange(len(trace)) % 3).astype(np.int32),
             preemptions=np.zeros(len(trace), np.int32),
             rejected=np.zeros(len(trace), np.bool_),
+            failed=np.zeros(len(trace), np.bool_),
         )
         met = np.bincount(tick[requests.met(job.config.slo)], minlength=ticks)
         odd = job.policy not in ("static", "hpa")

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tuner.commands.gaps import Gaps, GapsOption
+from tuner.commands.startup import StartupOption
 
 
 def command(
@@ -47,8 +48,11 @@ def command(
     ] = None,
     config: Annotated[
         Path | None,
-        typer.Option(help="YAML: objectives, router, tick, guardrails, sweep, statistics."),
+        typer.Option(
+            help="YAML: objectives, router, tick, failures, guardrails, sweep, statistics."
+        ),
     ] = None,
+    startup: StartupOption = None,
     jobs: Annotated[
         int | None, typer.Option(help="Runs at once. (default one per core)", min=1)
     ] = None,
@@ -89,6 +93,7 @@ def command(
         seeds=seeds,
         train_trace=train_trace,
         baseline=baseline,
+        startup=startup.value if startup else None,
         jobs=jobs,
         gaps=gaps.value,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -157,11 +157,15 @@ def _figures(profile: ServingProfile) -> Table:
         rows["options"] = ", ".join(f"{k} {v}" for k, v in profile.scheduler_options.items())
     if profile.startup is not None:
         start = profile.startup
-        rows["start"] = f"{start.cold_start_s:.0f} s (sigma {start.spread:g}), "
+        stages = [
+            f"{one.name} {getattr(start.stages, one.name).median_s:g} s"
+            for one in fields(start.stages)
+        ]
+        rows["start"] = f"{start.stages.sum_s:.0f} s: {', '.join(stages)} (medians); "
         rows["start"] += f"{start.warmup_request_s:g} s per warm-up request"
         if start.ramp:
-            stages = [f"{speed:.0%} for {requests} requests" for requests, speed in start.ramp]
-            rows["ramp"] = ", ".join(stages)
+            steps = [f"{speed:.0%} for {requests} requests" for requests, speed in start.ramp]
+            rows["ramp"] = ", ".join(steps)
     if profile.frontend is not None:
         front = profile.frontend
         rows["frontend"] = (

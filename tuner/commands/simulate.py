@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from tuner.commands.gaps import Gaps, GapsOption
+from tuner.commands.startup import StartupOption
 
 
 class RouterName(StrEnum):
@@ -43,6 +44,18 @@ def command(
     jitter: Annotated[
         float, typer.Option(help="Sigma of the noise on an iteration's time; 0 is exact.", min=0)
     ] = 0.0,
+    startup: StartupOption = None,
+    drain_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Longest time, s, that a leaving replica serves what it has; the rest fails. "
+            "(default: as long as it takes)",
+            min=0,
+        ),
+    ] = None,
+    crashes: Annotated[
+        float, typer.Option(help="Crashes per hour of a serving replica.", min=0)
+    ] = 0.0,
     tick: Annotated[float, typer.Option(help="Seconds between decisions.")] = 15.0,
     initial_replicas: Annotated[
         int | None,
@@ -73,6 +86,10 @@ def command(
 
       tuner simulate --trace day.parquet --profile my-fleet.yaml
       --policy hpa --set target=900 --seed 1 --out runs/hpa
+
+      tuner simulate --trace day.parquet --profile deepseek-r1-8xh200-sglang
+      --policy hpa --set target=900 --startup cold --drain-timeout 180
+      --crashes 0.01 --out runs/rough
     """
     from experiments.simulate import SimulateRequest, parse_options, print_figures, simulate
     from experiments.summary import simulation_summary
@@ -87,6 +104,9 @@ def command(
         router=router.value,
         seed=seed,
         jitter=jitter,
+        startup=startup.value if startup else None,
+        drain_timeout_s=drain_timeout,
+        crash_per_hour=crashes,
         tick_s=tick,
         initial_replicas=initial_replicas,
         max_replicas=max_replicas,

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from tuner.commands.gaps import Gaps, GapsOption
+from tuner.commands.startup import StartupOption
 
 
 def command(
@@ -38,6 +39,7 @@ def command(
         Path | None,
         typer.Option(help="YAML: run (objectives, guardrails, ...), sweep, train (PPO, reward)."),
     ] = None,
+    startup: StartupOption = None,
     envs: Annotated[
         int | None, typer.Option(help="Simulated targets side by side. (default 64)", min=1)
     ] = None,
@@ -78,6 +80,7 @@ def command(
         steps=steps,
         seed=seed,
         envs=envs,
+        startup=startup.value if startup else None,
         resume=resume,
         jobs=jobs,
         gaps=gaps.value,

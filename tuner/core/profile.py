@@ -49,6 +49,10 @@ class EngineLimits:
     """Token budget of one engine iteration."""
     batch_size_oom: int | None = None
     """A replica that is started with a ceiling above this runs out of memory; None: none does."""
+    batch_size_applied: Literal["hot", "restart"] = "hot"
+    """How the engine takes a new batch size. `hot`: every replica is started with batch_size_max as
+    its ceiling, and the knob moves below it while the engine runs. `restart`: the knob is the
+    ceiling itself, and a change is a rolling restart."""
 
 
 @dataclass(frozen=True)
@@ -91,19 +95,54 @@ class StepTime:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """One stage of a start; lognormal, cut at 3 sigma."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    median_s: float = 0.0
+    """Median seconds; 0: the stage takes no time."""
+    spread: float = 0.0
+    """Sigma of the logarithm: 0.3 puts two thirds of the draws within about 30 %."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The stages of a start, in their order; each is drawn on its own."""
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    schedule: Stage = field(default_factory=Stage)
+    """From the wish for a replica to nodes that take it."""
+    image: Stage = field(default_factory=Stage)
+    """Pulling and extracting the container image."""
+    weights: Stage = field(default_factory=Stage)
+    """Weights into GPU memory, download included."""
+    compile: Stage = field(default_factory=Stage)
+    """Everything else up to the first answer: memory profiling, kernels, graphs."""
+
+    @property
+    def sum_s(self) -> float:
+        """Sum of the medians, s; the median of a whole start is a little above it."""
+        stages = (self.schedule, self.image, self.weights, self.compile)
+        return sum(stage.median_s for stage in stages)
+
+
+@dataclass(frozen=True)
 class Startup:
     """How a replica starts. A profile without this section starts replicas at once."""
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
-    cold_start_s: float
-    """Median seconds from the wish for a replica to the end of its start."""
-    spread: float = 0.0
-    """Sigma of the lognormal cold start: 0.3 puts two thirds of the starts within about 30 %."""
+    stages: Stages = field(default_factory=Stages)
+    """The cold start. A container that restarts after a crash begins at `weights`."""
     warmup_request_s: float = 0.0
-    """Seconds each warm-up request adds before the replica is ready."""
+    """Seconds at full speed that each warm-up request adds before the replica is ready; those
+    within the ramp take as much longer as the ramp is slower."""
     ramp: tuple[tuple[int, float], ...] = ()
-    """(requests, speed 0-1) stages: so many first requests run at this speed; then 1."""
+    """(requests, speed 0-1) stages: so many first requests run at this speed; then 1. Warm-up
+    requests count. Kernels that compile when they are first called belong here, those that are
+    compiled ahead into `stages.compile`, and none into both."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +219,11 @@ class ServingProfile:
             unmodelled["threads"] = f"profile {self.name} has no frontend section"
         if self.startup is None:
             unmodelled["warmup_requests"] = f"profile {self.name} has no startup section"
+        elif self.startup.ramp and not self.startup.warmup_request_s:
+            # A free way past the ramp would always be taken.
+            unmodelled["warmup_requests"] = (
+                f"profile {self.name} does not say what one costs (startup.warmup_request_s)"
+            )
         return unmodelled
 
 

@@ -14,7 +14,7 @@ from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from tuner.core.errors import ProfileError
-from tuner.core.profile import SCHEMA, ServingProfile, StepTime
+from tuner.core.profile import SCHEMA, ServingProfile, Startup, StepTime
 from tuner.data.strict import build, parse_yaml, read_text
 
 
@@ -130,13 +130,39 @@ def _contradictions(profile: ServingProfile) -> Iterator[str]:
             f"{limits.chunk_tokens}; every sequence takes a token of each iteration, so lower it"
         )
     yield from _step_time_contradictions(profile.step_time)
+    oom = limits.batch_size_oom
+    if limits.batch_size_applied == "hot" and oom is not None and limits.batch_size_max > oom:
+        yield (
+            f"limits.batch_size_max {limits.batch_size_max} is above limits.batch_size_oom {oom}; "
+            "every replica would be started with that ceiling and run out of memory, so lower it, "
+            "or set limits.batch_size_applied to restart if the batch size itself is the ceiling"
+        )
     if profile.startup is not None:
-        for stage, (requests, speed) in enumerate(profile.startup.ramp):
-            if requests < 1:
-                yield f"startup.ramp[{stage}] lasts {requests} requests; expected at least 1"
-            if not 0 < speed <= 1:
-                yield f"startup.ramp[{stage}] has speed {speed}; expected above 0, at most 1"
+        yield from _startup_contradictions(profile.startup)
     yield from _unfounded(profile)
+
+
+LONGEST_MEDIAN_S = 86_400.0
+WIDEST_SPREAD = 2.0
+"""Beyond these a start is a slip: a day, and a draw 400 times the median at 3 sigma."""
+
+
+def _startup_contradictions(startup: Startup) -> Iterator[str]:
+    for one in fields(startup.stages):
+        stage = getattr(startup.stages, one.name)
+        path = f"startup.stages.{one.name}"
+        if not 0 <= stage.median_s <= LONGEST_MEDIAN_S:
+            yield (
+                f"{path}.median_s is {stage.median_s}; expected seconds from 0 to "
+                f"{LONGEST_MEDIAN_S:.0f}"
+            )
+        if not 0 <= stage.spread <= WIDEST_SPREAD:
+            yield f"{path}.spread is {stage.spread}; expected a sigma from 0 to {WIDEST_SPREAD:g}"
+    for step, (requests, speed) in enumerate(startup.ramp):
+        if requests < 1:
+            yield f"startup.ramp[{step}] lasts {requests} requests; expected at least 1"
+        if not 0 < speed <= 1:
+            yield f"startup.ramp[{step}] has speed {speed}; expected above 0, at most 1"
 
 
 def _step_time_contradictions(step: StepTime) -> Iterator[str]:

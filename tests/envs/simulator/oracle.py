@@ -2,8 +2,8 @@
 
 Written from the rules, not from the compiled code, and slow on purpose: no leaps, no counters kept
 lazily, every request carries its own state. The order at one moment is that of the rules: what
-ends, ends (lowest slot first); what waits at the router is sent out; requests arrive; settings
-change.
+ends, ends (lowest slot first); who is killed, is killed (lowest slot first); what waits at the
+router is sent out; requests arrive; settings change.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from tests.envs.simulator.oracle_draws import truncated_normal
-from tuner.core.profile import ServingProfile
+from tests.envs.simulator.oracle_draws import exponential, truncated_normal
+from tuner.core.profile import ServingProfile, Startup
+from tuner.core.slo import Slo
 from tuner.core.trace import Trace
+
+BACK_OFF_S = (0.0, 10.0, 20.0, 40.0, 80.0, 160.0, 300.0)
+"""After the first crash in a row, the second, ..., the seventh and all later ones."""
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Request:
     worker: int = -1
     given: int = 0
     rejected: bool = False
+    failed: bool = False
 
     @property
     def total(self) -> int:
@@ -51,8 +56,12 @@ class Replica:
     slot: int
     state: str = "off"
     restarting: bool = False
+    batch_size: int = 0
     threads: int = 1
     warmups: int = 0
+    crashes: int = 0
+    container_s: float = -math.inf
+    kill_s: float = math.inf
     started_s: float = math.nan
     ready_s: float = math.nan
     queue: deque[Request] = field(default_factory=deque)
@@ -75,6 +84,9 @@ class Sums:
     output_tokens: int = 0
     finished: int = 0
     rejected: int = 0
+    failed: int = 0
+    met: int = 0
+    missed: int = 0
     preemptions: int = 0
     starts: int = 0
     busy_s: float = 0.0
@@ -102,7 +114,13 @@ class Oracle:
         warmup_requests: int = 0,
         start_s: float = 0.0,
         factors: Mapping[str, float] | None = None,
+        slo: Slo = Slo(),  # noqa: B008 - frozen
+        drain_timeout_s: float | None = None,
+        crash_per_hour: float = 0.0,
     ) -> None:
+        self.slo = slo
+        self.drain_timeout_s = math.inf if drain_timeout_s is None else drain_timeout_s
+        self.crash_per_hour = crash_per_hour
         self.profile = profile
         self.factors = {"step_time": 1.0, "prefill": 1.0, "kv": 1.0, "slow_slot": -1, "slow": 1.0}
         self.factors |= factors or {}
@@ -125,9 +143,14 @@ class Oracle:
         self.slots = [Replica(slot) for slot in range(slots)]
         self.cursor = 0
         self.starts = 0
+        self.served = 0
         self.sums = Sums()
         for replica in self.slots[:replicas]:
+            if self._runs_out_of_memory():
+                self._start(replica)
+                continue
             self._boot(replica)
+            self._get_ready(replica)
             replica.admitted = math.inf
 
     # time
@@ -135,14 +158,18 @@ class Oracle:
     def advance(self, until_s: float) -> None:
         while True:
             ending = min(self.slots, key=lambda replica: replica.due_s)  # the first of equals
+            dying = min(self.slots, key=lambda replica: replica.kill_s)
             arrival_s = self.coming[0].arrival_s if self.coming else math.inf
-            next_s = min(ending.due_s, arrival_s)
+            next_s = min(ending.due_s, dying.kill_s, arrival_s)
             if next_s > until_s or next_s == math.inf:
                 break
             self._pass_time(next_s)
-            if ending.due_s <= arrival_s:
-                self._event(ending)
-                if all(replica.due_s > next_s for replica in self.slots):
+            if next_s in (ending.due_s, dying.kill_s):
+                if next_s == ending.due_s:
+                    self._event(ending)
+                else:
+                    self._kill(dying)
+                if all(min(replica.due_s, replica.kill_s) > next_s for replica in self.slots):
                     self._send_waiting()
             else:
                 self._arrive(self.coming.popleft())
@@ -156,9 +183,13 @@ class Oracle:
         self.now_s = to_s
 
     def _event(self, replica: Replica) -> None:
-        if replica.state == "starting" and replica.warmups > 0:
+        if replica.state == "starting" and self._runs_out_of_memory(replica.batch_size):
+            self._restart_container(replica)
+        elif replica.state == "starting" and replica.warmups > 0:
             replica.state = "warming"
-            replica.due_s = self.now_s + replica.warmups * self.profile.startup.warmup_request_s
+            each_s = self.profile.startup.warmup_request_s if self.profile.startup else 0.0
+            numbers = range(1, replica.warmups + 1)
+            replica.due_s = self.now_s + sum(each_s / self._speed(number) for number in numbers)
         elif replica.state in ("starting", "warming"):
             self._get_ready(replica)
             self._restart_next()
@@ -188,6 +219,7 @@ class Oracle:
     def _reject(self, request: Request) -> None:
         request.rejected = True
         self.sums.rejected += 1
+        self.sums.missed += 1
 
     def _send_waiting(self) -> None:
         while self.waiting and any(replica.state == "ready" for replica in self.slots):
@@ -308,7 +340,7 @@ class Oracle:
         replica.queue.appendleft(request)
 
     def _admit(self, replica: Replica) -> None:
-        while replica.queue and len(replica.running) < self.batch_size:
+        while replica.queue and len(replica.running) < replica.batch_size:
             head = replica.queue[0]
             need = math.ceil(head.target / self.kv.block_tokens)
             if (
@@ -338,7 +370,7 @@ class Oracle:
         seconds *= self.factors["step_time"]
         if replica.slot == self.factors["slow_slot"]:
             seconds *= self.factors["slow"]
-        return seconds / self._speed(replica)
+        return seconds / self._speed(replica.admitted)
 
     def _prefill_seconds(self, batch: list[Request]) -> float:
         law = self.profile.step_time
@@ -351,11 +383,11 @@ class Oracle:
             return seconds + _along(law.prefill_table, tokens)
         return seconds + law.prefill_base_s + law.per_prefill_token_s * tokens
 
-    def _speed(self, replica: Replica) -> float:
+    def _speed(self, admitted: float) -> float:
         first = 0
         for requests, speed in self.profile.startup.ramp if self.profile.startup else ():
             first += requests
-            if replica.admitted <= first:
+            if admitted <= first:
                 return speed
         return 1.0
 
@@ -372,6 +404,7 @@ class Oracle:
                     delivered_s = self._delivered_s(replica, request, tokens=1)
                     request.ttft_s = delivered_s - request.arrival_s
                     self.sums.prompt_tokens += request.prompt
+                    self.sums.missed += request.ttft_s > self.slo.ttft_s
             if request.decoding and request.done - request.prompt > request.given:
                 request.given += 1
                 self.sums.output_tokens += 1
@@ -380,18 +413,53 @@ class Oracle:
                 replica.free += request.blocks
                 request.blocks = 0
                 self.sums.finished += 1
+                self._judge(request)
                 replica.running.remove(request)
         replica.batch = []
+
+    def _judge(self, request: Request) -> None:
+        """Count a finished request as met or missed; a late first token was counted already."""
+        if request.ttft_s > self.slo.ttft_s:
+            return
+        tpot_s = 0.0
+        if request.output > 1:
+            tpot_s = (request.e2e_s - request.ttft_s) / (request.output - 1)
+        if tpot_s <= self.slo.tpot_s:
+            self.sums.met += 1
+        else:
+            self.sums.missed += 1
 
     # replicas
 
     def apply(self, *, replicas: int, batch_size: int, threads: int, warmup_requests: int) -> None:
         self.batch_size = batch_size
+        if not self._restarts_for_batch_size:
+            for replica in self.slots:
+                replica.batch_size = batch_size
         self.threads = threads
         self.warmup_requests = warmup_requests
         self.replicas = replicas
         self._reconcile()
+        for replica in self.slots:
+            if replica.state in ("starting", "warming") and self._is_stale(replica):
+                self._start(replica)
+        self._restart_next()
         self._send_waiting()
+
+    @property
+    def _restarts_for_batch_size(self) -> bool:
+        return self.profile.limits.batch_size_applied == "restart"
+
+    def _is_stale(self, replica: Replica) -> bool:
+        threads = self.profile.frontend is not None and replica.threads != self.threads
+        return threads or (self._restarts_for_batch_size and replica.batch_size != self.batch_size)
+
+    def _runs_out_of_memory(self, batch_size: int | None = None) -> bool:
+        limits = self.profile.limits
+        ceiling = limits.batch_size_max
+        if self._restarts_for_batch_size:
+            ceiling = self.batch_size if batch_size is None else batch_size
+        return limits.batch_size_oom is not None and ceiling > limits.batch_size_oom
 
     def _reconcile(self) -> None:
         while self._counted() > self.replicas:
@@ -417,6 +485,7 @@ class Oracle:
         else:
             newest = max(ready, key=lambda r: (r.ready_s, r.slot))
             newest.state = "draining"
+            newest.kill_s = min(newest.kill_s, self.now_s + self.drain_timeout_s)
             self._leave_if_empty(newest, reconcile=False)
 
     def _leave_if_empty(self, replica: Replica, *, reconcile: bool = True) -> None:
@@ -431,17 +500,19 @@ class Oracle:
                 self._reconcile()
 
     def _restart_next(self) -> None:
-        while self.profile.frontend is not None and not any(r.restarting for r in self.slots):
-            stale = [r for r in self.slots if r.state == "ready" and r.threads != self.threads]
+        while not any(r.restarting for r in self.slots):
+            stale = [r for r in self.slots if r.state == "ready" and self._is_stale(r)]
             if not stale:
                 return
             stale[0].state = "draining"
             stale[0].restarting = True
+            stale[0].kill_s = min(stale[0].kill_s, self.now_s + self.drain_timeout_s)
             if not stale[0].running and not stale[0].queue:
                 self._start(stale[0])
 
     def _boot(self, replica: Replica) -> None:
         """A fresh process in the slot."""
+        replica.batch_size = self.batch_size
         replica.threads = self.threads
         replica.warmups = self.warmup_requests
         replica.started_s = self.now_s
@@ -451,20 +522,55 @@ class Oracle:
         replica.iteration_s = math.nan
         replica.workers = [-math.inf] * self.threads
         replica.last_visible_s = -math.inf
-        self._get_ready(replica)
+        replica.kill_s = math.inf
 
     def _start(self, replica: Replica) -> None:
+        """A new pod: every stage."""
+        replica.crashes = 0
+        self._begin(replica, ["schedule", "image"])
+
+    def _restart_container(self, replica: Replica) -> None:
+        """The same pod, without the stages that it has behind it."""
+        if self.now_s - replica.container_s >= 600.0:
+            replica.crashes = 0
+        replica.crashes += 1
+        self._begin(replica, [])
+
+    def _begin(self, replica: Replica, before: list[str]) -> None:
         number = self.starts
         self.starts += 1
         self.sums.starts += 1
-        restarting = replica.restarting
         self._boot(replica)
-        startup = self.profile.startup
-        if startup is not None:
-            replica.restarting = restarting
-            replica.state = "starting"
-            draw = truncated_normal(self.seed, 1, number)
-            replica.due_s = self.now_s + startup.cold_start_s * math.exp(startup.spread * draw)
+        waited_s = BACK_OFF_S[min(replica.crashes, 7) - 1] if replica.crashes else 0.0
+        waited_s += sum(self._stage_s(number, stage) for stage in before)
+        replica.container_s = self.now_s + waited_s
+        fits = not self._runs_out_of_memory()
+        if self.profile.startup is None and fits and waited_s == 0:
+            self._get_ready(replica)
+            return
+        inside = ["weights", "compile"] if fits else ["weights"]
+        replica.state = "starting"
+        replica.due_s = replica.container_s + sum(self._stage_s(number, name) for name in inside)
+
+    def _stage_s(self, number: int, name: str) -> float:
+        place = ["schedule", "image", "weights", "compile"].index(name)
+        stage = getattr((self.profile.startup or Startup()).stages, name)
+        draw = truncated_normal(self.seed, 1, 4 * number + place)
+        return stage.median_s * math.exp(stage.spread * draw)
+
+    def _kill(self, replica: Replica) -> None:
+        """A crash, or the end of the time to drain: what the replica has fails."""
+        for request in (*replica.running, *replica.queue):
+            request.failed = True
+            self.sums.failed += 1
+            self.sums.missed += not request.ttft_s > self.slo.ttft_s
+        replica.running.clear()
+        replica.queue.clear()
+        replica.batch = []
+        if replica.state == "ready":
+            self._restart_container(replica)
+        else:
+            self._leave_if_empty(replica)
 
     def _get_ready(self, replica: Replica) -> None:
         replica.state = "ready"
@@ -472,11 +578,16 @@ class Oracle:
         replica.ready_s = self.now_s
         replica.admitted = replica.warmups
         replica.due_s = math.inf
+        if self.crash_per_hour > 0:
+            mean_s = 3600 / self.crash_per_hour
+            replica.kill_s = self.now_s + mean_s * exponential(self.seed, 6, self.served)
+        self.served += 1
 
     def _turn_off(self, replica: Replica) -> None:
         replica.state = "off"
         replica.restarting = False
         replica.due_s = math.inf
+        replica.kill_s = math.inf
 
     # what can be seen
 

@@ -24,6 +24,10 @@ def normal(seed: int, stream: int, number: int) -> float:
     return radius * math.cos(2.0 * math.pi * uniform(seed, stream, 2 * number + 1))
 
 
+def exponential(seed: int, stream: int, number: int) -> float:
+    return -math.log(uniform(seed, stream, number))
+
+
 def truncated_normal(seed: int, stream: int, number: int) -> float:
     draws = (normal(seed, stream, 256 * number + attempt) for attempt in range(256))
     return next(draw for draw in draws if abs(draw) <= 3.0)

@@ -163,9 +163,11 @@ class VllmOracle(Oracle):
                 delivered_s = self._delivered_s(replica, request, tokens=1)
                 request.ttft_s = delivered_s - request.arrival_s
                 self.sums.prompt_tokens += request.prompt
+                self.sums.missed += request.ttft_s > self.slo.ttft_s
             if request.given == request.output:
                 request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
                 self.sums.finished += 1
+                self._judge(request)
                 replica.free += request.blocks
                 request.blocks = 0
                 (replica.running if request in replica.running else replica.queue).remove(request)
@@ -201,7 +203,7 @@ class VllmOracle(Oracle):
     def _admit_into(self, batch: Batch, replica: Replica) -> None:
         engine = self.engines[replica.slot]
         size = self.kv.block_tokens
-        while batch.budget > 0 and len(replica.running) < self.batch_size:
+        while batch.budget > 0 and len(replica.running) < replica.batch_size:
             if not replica.queue or replica.queue[0].visible_s > self.now_s:
                 break
             head = replica.queue[0]

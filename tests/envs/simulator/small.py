@@ -16,6 +16,8 @@ from tuner.core.profile import (
     Frontend,
     KvCache,
     ServingProfile,
+    Stage,
+    Stages,
     Startup,
     StepTime,
 )
@@ -38,6 +40,7 @@ PROFILE = ServingProfile(
     ),
 )
 """Irrational coefficients: no arrival falls on the border of an iteration by accident."""
+SLO = Slo(ttft_s=0.1, tpot_s=0.005)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,8 @@ class Case:
     end_s: float = 1000.0
     factors: Mapping[str, float] = field(default_factory=dict)
     """Of `EnvFactors`; 1 where not named."""
+    drain_timeout_s: float | None = None
+    crash_per_hour: float = 0.0
 
 
 def trace(rows: Sequence[tuple[float, int, int]], hits: Sequence[int] | None = None) -> Trace:
@@ -101,8 +106,10 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
         seeds=np.full(n, case.seed, np.uint64),
         slots=case.slots,
         router=case.router,
-        slo=Slo(ttft_s=0.1, tpot_s=0.005),
+        slo=SLO,
         jitter=jitter,
+        drain_timeout_s=case.drain_timeout_s,
+        crash_per_hour=case.crash_per_hour,
         record=True,
         threads=threads,
     )
@@ -136,6 +143,9 @@ def oracle(case: Case) -> Oracle:
         warmup_requests=first.warmup_requests,
         start_s=first.at_s,
         factors=case.factors,
+        slo=SLO,
+        drain_timeout_s=case.drain_timeout_s,
+        crash_per_hour=case.crash_per_hour,
     )
 
 
@@ -145,5 +155,5 @@ def with_frontend(profile: ServingProfile = PROFILE, **changes: float) -> Servin
 
 
 def with_startup(profile: ServingProfile = PROFILE, **changes: object) -> ServingProfile:
-    usual = Startup(cold_start_s=1.7, spread=0.3, warmup_request_s=0.11)
+    usual = Startup(Stages(weights=Stage(1.7, 0.3)), warmup_request_s=0.11)
     return replace(profile, startup=replace(usual, **changes))

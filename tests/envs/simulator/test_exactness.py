@@ -15,7 +15,7 @@ from envs.simulator import ROUTERS, Fleet, Gauges
 from tests.envs.simulator import small
 from tests.envs.simulator.oracle import Oracle
 from tests.envs.simulator.small import PROFILE, Case
-from tuner.core.profile import KvCache, ServingProfile
+from tuner.core.profile import KvCache, ServingProfile, Stage, Stages
 
 GAP_S = 0.0031415926535
 """Arrivals are whole multiples; ticks are of another irrational number, so that they never meet."""
@@ -48,6 +48,8 @@ def cases(draw: st.DrawFn) -> Case:
         seed=draw(st.integers(0, 2**64 - 1)),
         end_s=200.0,
         factors=_factors(draw, slots),
+        drain_timeout_s=draw(st.sampled_from([None, 0.0, 0.0123, 0.1])),
+        crash_per_hour=draw(st.sampled_from([0.0, 0.0, 3600.0, 36000.0])),
     )
 
 
@@ -70,8 +72,21 @@ def _profile(draw: st.DrawFn):
     if draw(st.booleans()):
         ramp = draw(st.sampled_from([(), ((2, 0.3), (3, 0.7))]))
         profile = small.with_startup(
-            profile, cold_start_s=draw(st.sampled_from([0.01, 0.2])), ramp=ramp
+            profile,
+            stages=Stages(
+                schedule=Stage(0.005, 0.2),
+                weights=Stage(draw(st.sampled_from([0.01, 0.2])), 0.3),
+                compile=Stage(0.01),
+            ),
+            ramp=ramp,
         )
+    if draw(st.booleans()):
+        limits = replace(
+            profile.limits,
+            batch_size_applied="restart",
+            batch_size_oom=draw(st.sampled_from([None, 5, 8])),
+        )
+        profile = replace(profile, limits=limits)
     if draw(st.booleans()):
         profile = small.with_frontend(
             profile,
@@ -129,7 +144,8 @@ def run_both(case: Case) -> tuple[Fleet, Oracle]:
     """Drive both through the ticks, comparing what can be seen at each."""
     fleet, oracle = small.fleet(case), small.oracle(case)
     totals = dict.fromkeys(("arrivals", "prompt_tokens", "output_tokens", "finished"), 0)
-    totals |= dict.fromkeys(("rejected", "preemptions", "starts", "busy_s", "replica_s"), 0)
+    totals |= dict.fromkeys(("rejected", "failed", "met", "missed", "preemptions", "starts"), 0)
+    totals |= dict.fromkeys(("busy_s", "replica_s"), 0)
     for number, tick in enumerate((*case.ticks, small.tick(case.end_s))):
         if number > 0:
             fleet.advance(tick.at_s)
@@ -140,6 +156,8 @@ def run_both(case: Case) -> tuple[Fleet, Oracle]:
                 totals[name] += getattr(window, name)[0]
                 seen, expected = totals[name], getattr(oracle.sums, name)
                 assert seen == pytest.approx(expected, rel=1e-9, abs=1e-9), name
+            ended = totals["finished"] + totals["rejected"] + totals["failed"]
+            assert totals["arrivals"] == ended + fleet.gauges().in_flight[0]
         if 0 < number < len(case.ticks):
             fleet.apply(small.settings(tick))
             oracle.apply(
@@ -174,6 +192,11 @@ def assert_same_requests(fleet: Fleet, oracle: Oracle, tolerance: float = 1e-9) 
     np.testing.assert_array_equal(seen.replica, oracle.column("replica"))
     np.testing.assert_array_equal(seen.preemptions, oracle.column("preemptions"))
     np.testing.assert_array_equal(seen.rejected, oracle.column("rejected"))
+    np.testing.assert_array_equal(seen.failed, oracle.column("failed"))
+    ends = np.array([~np.isnan(seen.e2e_s), seen.rejected, seen.failed]).sum(axis=0)
+    assert np.all(ends <= 1)
+    if fleet.done()[0]:
+        assert np.all(ends == 1)
     for name in ("ttft_s", "e2e_s"):
         np.testing.assert_allclose(
             getattr(seen, name), oracle.column(name), rtol=tolerance, atol=tolerance, err_msg=name
@@ -186,5 +209,6 @@ def test_equals_the_naive_loop(case: Case) -> None:
     fleet, oracle = run_both(case)
     assert_same_requests(fleet, oracle)
     event(f"preemptions: {min(oracle.sums.preemptions, 10)}")
-    event(f"starts: {oracle.sums.starts}")
+    event(f"starts: {min(oracle.sums.starts, 10)}")
+    event(f"failed: {min(oracle.sums.failed, 5)}")
     event(f"all ended: {bool(fleet.done()[0])}")

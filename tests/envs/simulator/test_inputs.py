@@ -28,7 +28,7 @@ ONE = small.trace([(0.0, 5, 3)])
             {"step_time": StepTime(batch_table=((1, 0.1), (4, 0.01)))},
             "for an iteration of 5 sequences",
         ),
-        ({"startup": Startup(1.0, ramp=((5, 0.0),))}, "startup.ramp has speed 0.0"),
+        ({"startup": Startup(ramp=((5, 0.0),))}, "startup.ramp has speed 0.0"),
     ],
     ids=["scheduler", "chunk", "no time", "falling table", "ramp"],
 )

@@ -12,19 +12,26 @@ from envs.simulator import Fleet, ReplicaState
 from tests.envs.simulator import small
 from tests.envs.simulator.oracle_draws import normal, truncated_normal
 from tests.envs.simulator.small import PROFILE, Case
-from tuner.core.profile import Frontend, KvCache, Startup, StepTime
+from tuner.core.profile import Frontend, KvCache, Stage, Stages, Startup, StepTime
 
 STEADY = replace(PROFILE, step_time=StepTime(base_s=0.01))
 """Every iteration takes 0.01 s."""
 FAR = small.trace([(1e6, 5, 1)])
 """No load to speak of."""
 
+WEIGHTS = 2
+"""Place of that stage among the draws of a start."""
 OFF, STARTING, WARMING, READY, DRAINING = ReplicaState
+
+
+def weights(median_s: float, spread: float = 0.0) -> Stages:
+    """A start that is all one stage."""
+    return Stages(weights=Stage(median_s, spread))
 
 
 def cold(**changes: object) -> Case:
     """Cold starts of exactly 10 s, unless changed."""
-    usual = {"cold_start_s": 10.0, "spread": 0.0, "warmup_request_s": 0.5}
+    usual = {"stages": weights(10.0), "warmup_request_s": 0.5}
     profile = replace(STEADY, startup=Startup(**{**usual, **changes}))
     return Case(FAR, profile, (small.tick(),), slots=5)
 
@@ -52,10 +59,12 @@ def test_a_cold_start_ends_in_warm_up_and_then_ready() -> None:
 
 
 def test_cold_starts_follow_from_seed_and_number_alone() -> None:
-    case = replace(cold(spread=0.3), seed=123)
+    case = replace(cold(stages=weights(10.0, 0.3)), seed=123)
     fleet = small.fleet(case)
     put(fleet, replicas=4)
-    ready_s = sorted(10.0 * math.exp(0.3 * truncated_normal(123, 1, k)) for k in range(3))
+    ready_s = sorted(
+        10.0 * math.exp(0.3 * truncated_normal(123, 1, 4 * k + WEIGHTS)) for k in range(3)
+    )
     for count, at_s in enumerate(ready_s, start=1):
         fleet.advance(at_s - 1e-6)
         assert fleet.gauges().ready[0] == count
@@ -64,10 +73,10 @@ def test_cold_starts_follow_from_seed_and_number_alone() -> None:
 
 
 def test_a_cold_start_beyond_three_sigma_is_drawn_again() -> None:
-    seed = next(seed for seed in range(10_000) if abs(normal(seed, 1, 0)) > 3.0)
-    fleet = small.fleet(replace(cold(spread=0.3), seed=seed))
+    seed = next(seed for seed in range(10_000) if abs(normal(seed, 1, 256 * WEIGHTS)) > 3.0)
+    fleet = small.fleet(replace(cold(stages=weights(10.0, 0.3)), seed=seed))
     put(fleet, replicas=2)
-    ready_s = 10.0 * math.exp(0.3 * truncated_normal(seed, 1, 0))
+    ready_s = 10.0 * math.exp(0.3 * truncated_normal(seed, 1, WEIGHTS))
     fleet.advance(ready_s - 1e-6)
     assert states(fleet)[1] == STARTING
     fleet.advance(ready_s + 1e-6)
