@@ -22,6 +22,7 @@ from tuner.core.profile import ServingProfile, Startup
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
+_SHARED = {"engine", "batch_s", "prefill_s", "straggler", "ramp_requests", "ramp_speed", "trace"}
 _FIRST_POOL = 256
 """Requests in flight that an env has room for at first; doubled when full."""
 
@@ -125,6 +126,12 @@ def _stages(profile: ServingProfile) -> NDArray[np.void]:
     startup = profile.startup or Startup()
     stages = [getattr(startup.stages, one.name) for one in fields(startup.stages)]
     return np.array([(stage.median_s, stage.spread) for stage in stages], dtype=STAGE)
+
+
+def bytes_of_envs(memory: Memory) -> int:
+    """Bytes of the arrays that grow with the envs; what they share (trace, tables) is left out."""
+    own = set(Memory._fields) - _SHARED
+    return sum(getattr(memory, name).nbytes for name in own)
 
 
 def with_workers(memory: Memory, slots: int, workers: int) -> Memory:
