@@ -87,10 +87,11 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
                 router=config.router,
                 slo=config.slo,
                 jitter=config.jitter,
+                scrape=config.scrape,
                 threads=threads,
             ),
             codec.knobs,
-            scrape_loss=config.scrape_loss,
+            outage=config.scrape.outage,
         )
         self._episode = np.zeros(n_envs, dtype=np.int64)
         self._ticks = np.zeros(n_envs, dtype=np.int64)

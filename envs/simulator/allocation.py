@@ -5,8 +5,19 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.buckets import KINDS, WIDTH
-from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, Memory
+from envs.config import ScrapeConfig
+from envs.simulator.buckets import BUCKETS
+from envs.simulator.layout import (
+    ARRIVAL,
+    ENGINE,
+    ENV,
+    FLIGHT,
+    GATEWAY_SCRAPE,
+    OUTCOME,
+    REPLICA,
+    SCRAPE,
+    Memory,
+)
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
 from envs.simulator.step_time import ramp_table, seconds_by_batch
@@ -27,6 +38,7 @@ def allocate(
     slo: Slo,
     jitter: float,
     record: bool,
+    scrape: ScrapeConfig | None,
 ) -> Memory:
     """Memory of a fleet whose envs are yet to be reset."""
     ramp_requests, ramp_speed = ramp_table(profile)
@@ -37,10 +49,14 @@ def allocate(
     envs = np.zeros(n, ENV)
     envs["flight_base"] = np.arange(n) * _FIRST_POOL
     envs["flight_capacity"] = _FIRST_POOL
+    if scrape is not None:
+        envs["scrape_lag_s"] = scrape.lag_s
+        envs["scrape_loss"] = scrape.loss
+    kept = scrape.kept if scrape is not None else 1
     replicas = n * slots
     cap = profile.limits.batch_size_max
     return MEMORIES[profile.scheduler](
-        engine=_engine(profile, slots, router, slo, jitter, record),
+        engine=_engine(profile, slots, router, slo, jitter, record, scrape),
         batch_s=seconds_by_batch(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,
@@ -54,12 +70,21 @@ def allocate(
         workers=np.zeros(0),
         flights=np.zeros(n * _FIRST_POOL, FLIGHT),
         outcomes=np.zeros(n * len(trace) if record else 0, OUTCOME),
-        histograms=np.zeros(n * KINDS * WIDTH, np.int64),
+        counts=np.zeros(replicas * BUCKETS, np.int32),
+        scrapes=np.zeros(replicas * kept, SCRAPE),
+        scraped_counts=np.zeros(replicas * kept * BUCKETS, np.int32),
+        gateway_scrapes=np.zeros(n * kept, GATEWAY_SCRAPE),
     )
 
 
 def _engine(
-    profile: ServingProfile, slots: int, router: str, slo: Slo, jitter: float, record: bool
+    profile: ServingProfile,
+    slots: int,
+    router: str,
+    slo: Slo,
+    jitter: float,
+    record: bool,
+    scrape: ScrapeConfig | None,
 ) -> NDArray[np.void]:
     engine = np.zeros(1, ENGINE)
     row = engine[0]
@@ -77,6 +102,8 @@ def _engine(
     row["slo_ttft_s"] = slo.ttft_s
     row["slo_tpot_s"] = slo.tpot_s
     row["recording"] = record
+    row["scrape_interval_s"] = np.inf if scrape is None else scrape.interval_s
+    row["scrapes_kept"] = 1 if scrape is None else scrape.kept
     if profile.startup is not None:
         row["has_startup"] = 1
         row["cold_start_s"] = profile.startup.cold_start_s

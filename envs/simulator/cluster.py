@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from envs.config import ScrapeConfig
 from envs.reward import Outcome
 from envs.simulator.fleet import Fleet
 from envs.simulator.observe import ObservedFleet
@@ -32,11 +33,11 @@ class SimulatedCluster:
         knobs: the target's knobs.
         clock: whose time the cluster follows.
         initial: settings in force at the start; these replicas are ready then.
-        seed: of cold starts, jitter and lost scrapes.
+        seed: of cold starts, jitter and scrapes.
         start_s: place in the trace at which the simulation begins.
         keep: share (0-1] of the trace's requests.
         slots: most replicas held at once, draining ones included.
-        router, slo, jitter, scrape_loss: as in `envs.config.EnvConfig`.
+        router, slo, jitter, scrape: as in `envs.config.EnvConfig`.
         record: keep what became of each request.
     """
 
@@ -55,12 +56,14 @@ class SimulatedCluster:
         router: str = "least_loaded",
         slo: Slo | None = None,
         jitter: float = 0.0,
-        scrape_loss: float = 0.0,
+        scrape: ScrapeConfig | None = None,
         record: bool = False,
     ) -> None:
         seeds = np.array([seed], dtype=np.uint64)
+        scrape = scrape or ScrapeConfig()
         self._knobs = knobs
         self._clock = clock
+        self._window_s = scrape.window_s
         self._fleet = Fleet(
             trace,
             profile,
@@ -70,8 +73,9 @@ class SimulatedCluster:
             slo=slo or Slo(),
             jitter=jitter,
             record=record,
+            scrape=scrape,
         )
-        self._observed = ObservedFleet(self._fleet, knobs, scrape_loss=scrape_loss)
+        self._observed = ObservedFleet(self._fleet, knobs, outage=scrape.outage)
         self._observed.reset(
             np.array([0]),
             start_s=np.array([start_s]),
@@ -104,12 +108,12 @@ class SimulatedCluster:
             self.billed_s = float(self._fleet.replica_seconds()[0])
         self._fleet.advance(np.array([now_s]))
         seen, self.outcome = self._observed.look()
-        window_s, self._looked_s = now_s - self._looked_s, now_s
+        self._looked_s = now_s
         age_s = float(seen.age_s[0])
         return Observation.from_row(
             seen.values[0],
             at_s=now_s,
-            window_s=window_s,
+            window_s=self._window_s,
             age_s=None if np.isnan(age_s) else age_s,
             settings=self._knobs.settings(seen.settings[0]),
             replicas=_replicas(seen),

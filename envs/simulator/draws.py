@@ -16,6 +16,8 @@ from envs.simulator.compiled import inlined
 COLD_START = np.uint64(1)
 JITTER = np.uint64(2)
 THINNING = np.uint64(3)
+SCRAPE_PHASE = np.uint64(4)
+SCRAPE_LOSS = np.uint64(5)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1 = np.uint64(0xBF58476D1CE4E5B9)

@@ -1,7 +1,7 @@
 """The event loop of one env, and what happens to it from outside: reset and new settings.
 
 At one moment, in this order: runs and stages of life end, lowest slot first; what waits at the
-router is dispatched; the trace's requests arrive; settings change.
+router is dispatched; the trace's requests arrive; metrics are scraped; settings change.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
@@ -25,6 +24,7 @@ from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
 from envs.simulator.routing import arrive, dispatch, next_kept
 from envs.simulator.rules import cap_raised, end_run, start_iteration
+from envs.simulator.scraping import begin_gateway_scrapes, scrape_next
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
@@ -79,8 +79,8 @@ def reset(
 
 
 @inlined
-def clear_window(memory: Memory, env: Env) -> None:
-    """Sums and histograms of the window back to nothing."""
+def clear_window(env: Env) -> None:
+    """Sums of the window back to nothing."""
     env.window_arrivals = 0
     env.window_prompt_tokens = 0
     env.window_output_tokens = 0
@@ -92,8 +92,6 @@ def clear_window(memory: Memory, env: Env) -> None:
     env.window_starts = 0
     env.window_busy_s = 0.0
     env.window_replica_s = 0.0
-    base = env.index * KINDS * WIDTH
-    memory.histograms[base : base + KINDS * WIDTH] = 0
 
 
 @entry
@@ -138,7 +136,8 @@ def _empty(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     env.flight_used = 0
     env.flight_free = NO_REQUEST
     env.window_early_tokens = 0
-    clear_window(memory, env)
+    clear_window(env)
+    begin_gateway_scrapes(memory, engine, env, at_s)
     for slot in range(engine.slots):
         switch_off(memory, engine, env, slot)
 
@@ -155,6 +154,9 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
         arrival_s = math.inf
         if env.next_request < requests:
             arrival_s = memory.trace[env.next_request].arrival_s
+        if env.scrape_s <= until_s and env.scrape_s < min(due_s, arrival_s):
+            scrape_next(memory, engine, env)
+            continue
         if due_s <= arrival_s:
             if due_s > until_s or due_s == math.inf:
                 break
@@ -198,6 +200,9 @@ def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: f
         stage_ended(memory, engine, env, replica, at_s)
         return
     if replica.running > 0:
+        before = env.window_output_tokens
         end_run(memory, engine, env, replica, at_s)
+        # Rule-sets count tokens for the window only, and only here: the replica's are the same.
+        replica.output_tokens += env.window_output_tokens - before
     start_iteration(memory, engine, env, replica, at_s)
     leave_if_drained(memory, engine, env, replica, at_s)

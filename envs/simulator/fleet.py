@@ -9,13 +9,16 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.config import ScrapeConfig
 from envs.simulator import events, telemetry
 from envs.simulator.allocation import allocate, with_larger_pools, with_workers
+from envs.simulator.fields import Seen, empty_seen, read_fields
 from envs.simulator.layout import Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
-from envs.simulator.telemetry import Gauges, RequestColumns, Window
+from envs.simulator.telemetry import Counters, Gauges, RequestColumns, Window
 from tuner.core.profile import ServingProfile
+from tuner.core.scrapes import SILENT_INTERVALS
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
@@ -85,6 +88,7 @@ class Fleet:
         slo: objectives that `met` and `missed` of a window count against.
         jitter: sigma of the logarithm of an iteration's random factor; 0: none.
         record: keep every request's outcome, 40 bytes per request of the trace and env.
+        scrape: how a metrics source sees the fleets; None: none does.
         threads: of this process, to share the envs among.
 
     Raises:
@@ -103,6 +107,7 @@ class Fleet:
         slo: Slo = DEFAULT_SLO,
         jitter: float = 0.0,
         record: bool = False,
+        scrape: ScrapeConfig | None = None,
         threads: int = 1,
     ) -> None:
         check_scheduler(profile)
@@ -120,7 +125,8 @@ class Fleet:
         self._requests = len(trace)
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
-        self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record)
+        self._scrape = scrape
+        self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record, scrape)
         self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
 
     def reset(
@@ -223,6 +229,20 @@ class Fleet:
         gauges = telemetry.empty_gauges(self.n, self.slots)
         telemetry.read_gauges(self._memory, gauges)
         return gauges
+
+    def counters(self) -> Counters:
+        """What every replica's engine has counted since it started."""
+        counters = telemetry.empty_counters(self.n, self.slots)
+        telemetry.read_counters(self._memory, counters)
+        return counters
+
+    def seen(self) -> Seen:
+        """Every env through its metrics source, at its time; needs `scrape`."""
+        if self._scrape is None:
+            raise ValueError("nothing scrapes the fleet; make it with scrape=ScrapeConfig()")
+        seen = empty_seen(self.n, self.slots, self._scrape.kept)
+        read_fields(self._memory, self._scrape.window_s, SILENT_INTERVALS, seen)
+        return seen
 
     def requests(
         self, env: int = 0, rows: NDArray[np.intp] | slice = slice(None)

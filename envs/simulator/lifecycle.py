@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 
 from envs.simulator import draws
+from envs.simulator.buckets import BUCKETS
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, Replica, ReplicaState
+from envs.simulator.scraping import begin_scrapes, end_scrapes, forget_scrapes
 
 _OFF = int(ReplicaState.OFF)
 _STARTING = int(ReplicaState.STARTING)
@@ -30,7 +32,7 @@ def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
         if slot < 0:  # goes on when a draining replica is gone
             break
         replica = memory.replicas[env.index * engine.slots + slot]
-        _hold(env, replica, at_s)
+        _hold(engine, env, replica, at_s)
         start(memory, engine, env, replica, at_s)
         wanted += 1
     if engine.has_frontend:
@@ -87,7 +89,7 @@ def leave_if_drained(
 def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float) -> None:
     """A replica that has been serving for long: READY, past its ramp. For resets."""
     replica = memory.replicas[env.index * engine.slots + slot]
-    _hold(env, replica, at_s)
+    _hold(engine, env, replica, at_s)
     _clear(memory, engine, env, replica)
     replica.threads = env.threads
     replica.warmups = env.warmup_requests
@@ -109,6 +111,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     replica.state = _OFF
     replica.restarting = 0
     replica.runs = 0
+    forget_scrapes(memory, engine, env, replica)
     _clear(memory, engine, env, replica)
 
 
@@ -135,6 +138,13 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.queue_tail = NO_REQUEST
     replica.queue_depth = 0
     replica.queued_tokens = 0
+    replica.prompt_tokens = 0
+    replica.output_tokens = 0
+    replica.finished = 0
+    replica.preemptions = 0
+    replica.process += 1
+    base = replica.index * BUCKETS
+    memory.counts[base : base + BUCKETS] = 0
     base = replica.residue_base
     memory.residues[base : base + engine.block_tokens] = 0
     base = replica.worker_base
@@ -167,12 +177,13 @@ def _drain(
 
 
 @inlined
-def _hold(env: Env, replica: Replica, at_s: float) -> None:
+def _hold(engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """The slot takes up GPUs from now on."""
     env.window_replica_s += env.held * (at_s - env.held_since_s)
     env.held_since_s = at_s
     env.held += 1
     env.top = max(env.top, replica.slot + 1)
+    begin_scrapes(engine, env, replica, at_s)
 
 
 @inlined
@@ -180,6 +191,7 @@ def _turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: 
     env.window_replica_s += env.held * (at_s - env.held_since_s)
     env.held_since_s = at_s
     env.held -= 1
+    end_scrapes(replica)
     replica.state = _OFF
     replica.restarting = 0
     _clear(memory, engine, env, replica)

@@ -82,7 +82,7 @@ def cluster_of(
         start_s=float(draws.start_s[0]),
         keep=float(draws.keep[0]),
         jitter=config.jitter,
-        scrape_loss=config.scrape_loss,
+        scrape=config.scrape,
     )
     return cluster, clock
 
