@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.compiled import entry, inlined
+from envs.simulator.fields import Seen, read_fields
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
     leave_if_drained,
@@ -31,8 +32,22 @@ _WARMING = int(ReplicaState.WARMING)
 
 
 @entry
-def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64]) -> int:
-    """Bring envs first..last - 1 to their times.
+def advance(
+    memory: Memory,
+    first: int,
+    last: int,
+    until_s: NDArray[np.float64],
+    window_s: float,
+    silent_intervals: float,
+    seen: Seen,
+) -> int:
+    """Bring envs first..last - 1 to their times, and write what is seen of them then.
+
+    The look is taken here, env by env, because the env's memory is in the processor's cache now.
+
+    Args:
+        until_s: `(n,)`.
+        window_s, silent_intervals, seen: of `read_fields`; not used where nothing is scraped.
 
     Returns:
         -1 when all are there; else the first env whose pool is full: give it more room and call
@@ -43,6 +58,8 @@ def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64])
         env = memory.envs[index]
         if not _advance_env(memory, engine, env, until_s[index]):
             return index
+        if engine.scrape_interval_s < math.inf:
+            read_fields(memory, engine, env, window_s, silent_intervals, seen)
     return -1
 
 

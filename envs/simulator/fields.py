@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.buckets import BOUNDS, BUCKETS, FIRST_BUCKET
-from envs.simulator.compiled import entry, inlined
+from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState, Scrape
 
 _OFF = int(ReplicaState.OFF)
@@ -64,11 +64,11 @@ class Seen(NamedTuple):
     replica_kv_cache_usage: NDArray[np.float64]
     """`(n, slots)`."""
     intervals_s: NDArray[np.float64]
-    """`(slots x scrapes_kept,)` working space."""
+    """`(n, slots x scrapes_kept / 2)` working space."""
 
 
 def empty_seen(n: int, slots: int, kept: int) -> Seen:
-    """For `read_fields` to fill."""
+    """For `read_fields` to fill; `kept` 0 where nothing is scraped."""
     real: dict[str, NDArray[np.float64]] = {
         name: np.empty(n)
         for name in (
@@ -88,23 +88,22 @@ def empty_seen(n: int, slots: int, kept: int) -> Seen:
         replica_running=np.empty((n, slots)),
         replica_queue_depth=np.empty((n, slots)),
         replica_kv_cache_usage=np.empty((n, slots)),
-        intervals_s=np.empty(slots * kept),
+        intervals_s=np.empty((n, slots * (kept // 2))),
     )
 
 
-@entry
-def read_fields(memory: Memory, window_s: float, silent_intervals: float, out: Seen) -> None:
-    """Write every env's fields as they are seen at its time."""
-    engine = memory.engine[0]
-    for index in range(len(memory.envs)):
-        env = memory.envs[index]
-        from_s = env.clock_s - window_s
-        to_s = env.clock_s - env.scrape_lag_s
-        out.now_s[index] = env.clock_s
-        _read_states(memory, engine, env, out)
-        _read_cards(memory, engine, env, from_s, to_s, silent_intervals, out)
-        _read_engines(memory, engine, env, from_s, to_s, silent_intervals, out)
-        _read_gateway(memory, engine, env, from_s, to_s, out)
+@inlined
+def read_fields(
+    memory: Memory, engine: Engine, env: Env, window_s: float, silent_intervals: float, out: Seen
+) -> None:
+    """Write the env's fields as they are seen at its time."""
+    from_s = env.clock_s - window_s
+    to_s = env.clock_s - env.scrape_lag_s
+    out.now_s[env.index] = env.clock_s
+    _read_states(memory, engine, env, out)
+    _read_cards(memory, engine, env, from_s, to_s, silent_intervals, out)
+    _read_engines(memory, engine, env, from_s, to_s, silent_intervals, out)
+    _read_gateway(memory, engine, env, from_s, to_s, out)
 
 
 @inlined
@@ -262,7 +261,7 @@ def _read_gateway(
     first = base
     last = base
     for step in range(engine.scrapes_kept):
-        place = base + (env.gateway_scraped + step) % engine.scrapes_kept
+        place = base + _turned(engine, env.gateway_oldest + step)
         at_s = memory.gateway_scrapes[place].at_s
         if from_s < at_s and at_s <= to_s:
             if samples == 0:
@@ -292,6 +291,7 @@ def _times(
     """Oldest and newest sample, and the median over the pages of the time between two samples."""
     oldest_s = math.inf
     newest_s = -math.inf
+    intervals_s = out.intervals_s[env.index]
     pages = 0
     for slot in range(engine.slots):
         replica = memory.replicas[env.index * engine.slots + slot]
@@ -311,14 +311,14 @@ def _times(
             oldest_s = min(oldest_s, first.at_s)
             newest_s = max(newest_s, last_s)
             if samples > 1:
-                _insert(out.intervals_s, pages, (last_s - first.at_s) / (samples - 1))
+                _insert(intervals_s, pages, (last_s - first.at_s) / (samples - 1))
                 pages += 1
     if pages == 0:
         return oldest_s, newest_s, math.inf
     middle = pages // 2
-    median_s = out.intervals_s[middle]
+    median_s = intervals_s[middle]
     if pages % 2 == 0:
-        median_s = 0.5 * (out.intervals_s[middle - 1] + median_s)
+        median_s = 0.5 * (intervals_s[middle - 1] + median_s)
     return oldest_s, newest_s, median_s
 
 
@@ -335,7 +335,13 @@ def _insert(rising: NDArray[np.float64], count: int, value: float) -> None:
 @inlined
 def _place(engine: Engine, replica: Replica, at: int) -> int:
     """Row of the slot's scrape number `at`, the oldest being 0."""
-    return replica.index * engine.scrapes_kept + (replica.scraped + at) % engine.scrapes_kept
+    return replica.index * engine.scrapes_kept + _turned(engine, replica.oldest_scrape + at)
+
+
+@inlined
+def _turned(engine: Engine, place: int) -> int:
+    """A place beyond the ring's end; a division would cost more than the rest of a look."""
+    return place if place < engine.scrapes_kept else place - engine.scrapes_kept
 
 
 @inlined

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from envs.config import ScrapeConfig
 from envs.simulator import events, telemetry
 from envs.simulator.allocation import allocate, with_larger_pools, with_workers
-from envs.simulator.fields import Seen, empty_seen, read_fields
+from envs.simulator.fields import Seen, empty_seen
 from envs.simulator.layout import Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
@@ -127,6 +127,8 @@ class Fleet:
         self._threads = threads
         self._scrape = scrape
         self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record, scrape)
+        self._seen = empty_seen(0, 0, 0)
+        self._seen_now = False
         self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
 
     def reset(
@@ -159,6 +161,7 @@ class Fleet:
         if not np.all((keep > 0) & (keep <= 1)):
             raise ValueError(f"keep is {keep.min()} to {keep.max()}; expected 0 < keep <= 1")
         settings = self._checked(settings, len(rows))
+        self._seen_now = False
         for name, column in vars(factors or EnvFactors.none(len(rows))).items():
             self._memory.envs[name][rows] = column
         events.reset(
@@ -182,6 +185,7 @@ class Fleet:
         ready ones drain, newest first. A change of `threads` restarts the replicas one by one.
         """
         settings = self._checked(settings, self.n)
+        self._seen_now = False
         events.apply(
             self._memory,
             settings.replicas,
@@ -196,12 +200,21 @@ class Fleet:
         clock_s = self._memory.envs["clock_s"]
         if not np.all((until_s >= clock_s) & np.isfinite(until_s)):
             raise ValueError("until_s lies before an env's time or is not finite")
+        window_s = 0.0
+        if self._scrape is not None:
+            window_s = self._scrape.window_s
+            self._seen = empty_seen(self.n, self.slots, self._scrape.kept)
+        seen = self._seen
         pending = [(int(part[0]), int(part[-1]) + 1) for part in self._parts()]
         while pending:
             memory = self._memory
 
             def run(part: tuple[int, int], memory: Memory = memory) -> int:
-                return int(events.advance(memory, part[0], part[1], until_s))
+                return int(
+                    events.advance(
+                        memory, part[0], part[1], until_s, window_s, SILENT_INTERVALS, seen
+                    )
+                )
 
             full = self._map(run, pending)
             pending = [
@@ -209,6 +222,7 @@ class Fleet:
             ]
             if pending:
                 self._memory = with_larger_pools(memory, [index for index, _ in pending])
+        self._seen_now = True
 
     def window(self) -> Window:
         """Sums since the last call, or since the reset; the next window begins."""
@@ -240,9 +254,9 @@ class Fleet:
         """Every env through its metrics source, at its time; needs `scrape`."""
         if self._scrape is None:
             raise ValueError("nothing scrapes the fleet; make it with scrape=ScrapeConfig()")
-        seen = empty_seen(self.n, self.slots, self._scrape.kept)
-        read_fields(self._memory, self._scrape.window_s, SILENT_INTERVALS, seen)
-        return seen
+        if not self._seen_now:
+            self.advance(self._memory.envs["clock_s"])
+        return self._seen
 
     def requests(
         self, env: int = 0, rows: NDArray[np.intp] | slice = slice(None)

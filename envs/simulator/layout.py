@@ -93,7 +93,8 @@ class Env:
     gateway_phase: Float64
     gateway_number: Int64
     gateway_scrape_s: Float64
-    gateway_scraped: Int64
+    gateway_oldest: Int64
+    """Place of its oldest scrape in the ring."""
     gateway_arrivals: Int64
     """Since the reset."""
     pages: Int64
@@ -214,8 +215,8 @@ class Replica:
     scrape_number: Int64
     scrape_s: Float64
     """When its next scrape is due; infinite where OFF."""
-    scraped: Int64
-    """Scrapes tried since the reset, lost ones included."""
+    oldest_scrape: Int64
+    """Place in the ring of its oldest scrape, which the next one takes."""
 
 
 class Flight:

@@ -36,7 +36,7 @@ def begin_gateway_scrapes(memory: Memory, engine: Engine, env: Env, at_s: float)
     env.pages = 0
     env.scrape_s = math.inf
     env.gateway_arrivals = 0
-    env.gateway_scraped = 0
+    env.gateway_oldest = 0
     env.gateway_scrape_s = math.inf
     if engine.scrape_interval_s == math.inf:
         return
@@ -52,7 +52,7 @@ def begin_gateway_scrapes(memory: Memory, engine: Engine, env: Env, at_s: float)
 def forget_scrapes(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """As if the slot had never been scraped. For resets."""
     replica.scrape_s = math.inf
-    replica.scraped = 0
+    replica.oldest_scrape = 0
     if engine.scrape_interval_s == math.inf:
         return
     replica.phase = draws.uniform(env.seed, draws.SCRAPE_PHASE, replica.slot)
@@ -138,9 +138,9 @@ def _is_lost(env: Env, slot: int, number: int) -> bool:
 
 @inlined
 def _scrape_gateway(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
-    place = env.index * engine.scrapes_kept + env.gateway_scraped % engine.scrapes_kept
+    place = env.index * engine.scrapes_kept + env.gateway_oldest
     scrape: GatewayScrape = memory.gateway_scrapes[place]
-    env.gateway_scraped += 1
+    env.gateway_oldest = (env.gateway_oldest + 1) % engine.scrapes_kept
     scrape.at_s = -math.inf
     if _is_lost(env, GATEWAY, env.gateway_number):
         return
@@ -151,9 +151,9 @@ def _scrape_gateway(memory: Memory, engine: Engine, env: Env, at_s: float) -> No
 
 @inlined
 def _scrape(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
-    place = replica.index * engine.scrapes_kept + replica.scraped % engine.scrapes_kept
+    place = replica.index * engine.scrapes_kept + replica.oldest_scrape
     scrape: Scrape = memory.scrapes[place]
-    replica.scraped += 1
+    replica.oldest_scrape = (replica.oldest_scrape + 1) % engine.scrapes_kept
     scrape.at_s = -math.inf
     if _is_lost(env, replica.slot, replica.scrape_number):
         return

@@ -1,8 +1,8 @@
-"""The simulator's draws in plain Python integers: SplitMix64 and Box-Muller."""
+"""The simulator's draws in plain Python integers: SplitMix64, and the library's inverse normal."""
 
 from __future__ import annotations
 
-import math
+from statistics import NormalDist
 
 MASK = 2**64 - 1
 
@@ -20,8 +20,7 @@ def uniform(seed: int, stream: int, number: int) -> float:
 
 
 def normal(seed: int, stream: int, number: int) -> float:
-    radius = math.sqrt(-2.0 * math.log(uniform(seed, stream, 2 * number)))
-    return radius * math.cos(2.0 * math.pi * uniform(seed, stream, 2 * number + 1))
+    return NormalDist().inv_cdf(uniform(seed, stream, number))
 
 
 def truncated_normal(seed: int, stream: int, number: int) -> float:
