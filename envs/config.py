@@ -11,15 +11,16 @@ from envs.reward import RewardWeights
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
 
-
 LEAST_SCRAPES, MOST_SCRAPES = 4, 240
 """In a window. Fewer, and one lost scrape leaves nothing to take a rate of; more is a slip."""
 
 
 @dataclass(frozen=True)
 class ScrapeConfig:
-    """How the metrics source sees a fleet. The defaults are those of the live controller: Prometheus
-    at 15 s, and `window_s` of `tuner.yaml`."""
+    """How the metrics source sees a fleet.
+
+    The defaults are those of the live controller: Prometheus at 15 s, `window_s` of `tuner.yaml`.
+    """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 

@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from envs.config import ScrapeConfig
 from tuner.core.decision import Guardrails
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
@@ -57,6 +58,9 @@ class RunConfig:
     jitter: float = 0.05
     """Sigma of the lognormal factor on each iteration's time. An assumption, not a measurement:
     small against the error of any profile, and enough that no two replicas move in lockstep."""
+    scrape: ScrapeConfig = field(default_factory=ScrapeConfig)
+    """How the policy sees the fleet: through scrapes, as a live controller does. What a run reports
+    of requests and money is the truth, whatever was seen."""
     max_replicas: int = 32
     """Most replicas that any policy may ask for."""
     initial_replicas: int | None = None
@@ -160,6 +164,8 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
             f"{prefix}initial_replicas is {config.initial_replicas}; "
             f"expected 1 to max_replicas ({config.max_replicas})"
         )
+    for mistake in config.scrape.mistakes():
+        yield f"{prefix}scrape.{mistake}"
     yield from _step_mistakes(config.guardrails.steps, f"{prefix}guardrails.steps")
 
 
