@@ -123,7 +123,7 @@ def _time_s(engine: Engine, number: int, phase: float) -> float:
 @inlined
 def _next_number(engine: Engine, phase: float, at_s: float) -> int:
     """Number of the first scrape after `at_s`."""
-    number = int(math.floor(at_s / engine.scrape_interval_s - phase))
+    number = math.floor(at_s / engine.scrape_interval_s - phase)
     while _time_s(engine, number, phase) <= at_s:
         number += 1
     return number

@@ -1,5 +1,5 @@
-"""The truth of a fleet: sums of a window, the state now, what each replica's engine has counted, and
-each request's outcome."""
+"""The truth of a fleet: sums of a window, the state now, the counters of each replica's engine, and
+the outcome of each request."""
 
 from __future__ import annotations
 
