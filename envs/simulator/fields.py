@@ -146,10 +146,8 @@ def _read_cards(
         while at < engine.scrapes_kept:
             scrape = _scrape(memory, engine, replica, at)
             at = _next(memory, engine, replica, at + 1, from_s, to_s, False)
-            if (
-                at < engine.scrapes_kept
-                and _scrape(memory, engine, replica, at).page == scrape.page
-            ):
+            more = at < engine.scrapes_kept
+            if more and _scrape(memory, engine, replica, at).page == scrape.page:
                 continue
             if newest_s - scrape.at_s <= silent_intervals * interval_s:
                 cards += 1
