@@ -7,8 +7,20 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.buckets import KINDS, WIDTH
-from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, STAGE, Memory
+from envs.config import ScrapeConfig
+from envs.simulator.buckets import BUCKETS
+from envs.simulator.layout import (
+    ARRIVAL,
+    ENGINE,
+    ENV,
+    FLIGHT,
+    GATEWAY_SCRAPE,
+    OUTCOME,
+    REPLICA,
+    SCRAPE,
+    STAGE,
+    Memory,
+)
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
 from envs.simulator.schedulers import options_of, room_of
@@ -39,16 +51,21 @@ def allocate(
     slo: Slo,
     jitter: float,
     record: bool,
+    scrape: ScrapeConfig | None,
 ) -> Memory:
     """Memory of a fleet whose envs are yet to be reset."""
     ramp_requests, ramp_speed = ramp_table(profile)
     envs = np.zeros(n, ENV)
     envs["flight_base"] = np.arange(n) * _FIRST_POOL
     envs["flight_capacity"] = _FIRST_POOL
+    if scrape is not None:
+        envs["scrape_lag_s"] = scrape.lag_s
+        envs["scrape_loss"] = scrape.loss
+    kept = scrape.kept if scrape is not None else 1
     replicas = n * slots
     cap = profile.limits.batch_size_max
     return MEMORIES[profile.scheduler](
-        engine=_engine(profile, slots, router, slo, jitter, record),
+        engine=_engine(profile, slots, router, slo, jitter, record, scrape),
         batch_s=seconds_by_batch(profile),
         prefill_s=seconds_by_prefill(profile),
         straggler=straggler_by_batch(profile),
@@ -65,7 +82,10 @@ def allocate(
         workers=np.zeros(0),
         flights=np.zeros(n * _FIRST_POOL, FLIGHT),
         outcomes=np.zeros(n * len(trace) if record else 0, OUTCOME),
-        histograms=np.zeros(n * KINDS * WIDTH, np.int64),
+        counts=np.zeros(replicas * BUCKETS, np.int32),
+        scrapes=np.zeros(replicas * kept, SCRAPE),
+        scraped_counts=np.zeros(replicas * kept * BUCKETS, np.int32),
+        gateway_scrapes=np.zeros(n * kept, GATEWAY_SCRAPE),
     )
 
 
@@ -81,7 +101,13 @@ def arrivals_of(trace: Trace, profile: ServingProfile) -> NDArray[np.void]:
 
 
 def _engine(
-    profile: ServingProfile, slots: int, router: str, slo: Slo, jitter: float, record: bool
+    profile: ServingProfile,
+    slots: int,
+    router: str,
+    slo: Slo,
+    jitter: float,
+    record: bool,
+    scrape: ScrapeConfig | None,
 ) -> NDArray[np.void]:
     engine = np.zeros(1, ENGINE)
     row = engine[0]
@@ -109,6 +135,8 @@ def _engine(
     row["recording"] = record
     row["restarts_for_batch_size"] = profile.limits.batch_size_applied == "restart"
     row["batch_size_oom"] = profile.limits.batch_size_oom or np.iinfo(np.int64).max
+    row["scrape_interval_s"] = np.inf if scrape is None else scrape.interval_s
+    row["scrapes_kept"] = 1 if scrape is None else scrape.kept
     if profile.startup is not None:
         row["has_startup"] = 1
         row["warmup_request_s"] = profile.startup.warmup_request_s

@@ -18,6 +18,8 @@ from envs.simulator.compiled import inlined
 COLD_START = np.uint64(1)
 JITTER = np.uint64(2)
 THINNING = np.uint64(3)
+SCRAPE_PHASE = np.uint64(4)
+SCRAPE_LOSS = np.uint64(5)
 CRASH = np.uint64(6)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)

@@ -85,6 +85,10 @@ class Engine:
     slo_ttft_s: Float64
     slo_tpot_s: Float64
     recording: Int64
+    scrape_interval_s: Float64
+    """Infinite: nothing is scraped."""
+    scrapes_kept: Int64
+    """Newest scrapes that are remembered of a replica, and of the gateway."""
 
 
 class Env:
@@ -102,6 +106,20 @@ class Env:
     prefix_hits: Float64
     slow_slot: Int64
     slow: Float64
+    # how the metrics source sees it
+    scrape_lag_s: Float64
+    scrape_loss: Float64
+    scrape_s: Float64
+    """When the next scrape is due, of the gateway or of a replica; or earlier."""
+    gateway_phase: Float64
+    gateway_number: Int64
+    gateway_scrape_s: Float64
+    gateway_oldest: Int64
+    """Place of its oldest scrape in the ring."""
+    gateway_arrivals: Int64
+    """Since the reset."""
+    pages: Int64
+    """Metrics pages that there have been: one per replica, whose restarts keep it."""
     clock_s: Float64
     """Time of the last event or border; nothing happens before it any more."""
     window_start_s: Float64
@@ -237,6 +255,24 @@ class Replica:
     """Tokens to prefill of the waiting requests."""
     taken_tokens: Int64
     """Prompt tokens that it has been sent since its start; tells how warm its prefix cache is."""
+    # what its engine has counted since it started; the histograms are in `counts`
+    prompt_tokens: Int64
+    output_tokens: Int64
+    """Without those of the run that goes on."""
+    finished: Int64
+    preemptions: Int64
+    # scrapes
+    page: Int64
+    """Number of its metrics page."""
+    process: Int64
+    """Changes with every start of the engine, and the counters begin at zero."""
+    phase: Float64
+    """Its scrapes come at (number + phase) x interval, 0-1."""
+    scrape_number: Int64
+    scrape_s: Float64
+    """When its next scrape is due; infinite where OFF."""
+    oldest_scrape: Int64
+    """Place in the ring of its oldest scrape, which the next one takes."""
 
 
 class Flight:
@@ -261,6 +297,8 @@ class Flight:
     preemptions: Int32
     worker: Int32
     """Row of `workers` of the frontend worker that took it in, if there is a frontend."""
+    slot: Int32
+    """Of the replica that has it."""
     arrival_s: Float64
     visible_s: Float64
     """When the engine knows it."""
@@ -297,6 +335,35 @@ class Stage:
     spread: Float64
 
 
+class Scrape:
+    """What one scrape of a replica read; its histograms are in `scraped_counts`."""
+
+    at_s: Float64
+    """-inf: it was lost, or has not been."""
+    page: Int64
+    process: Int64
+    prompt_tokens: Int64
+    output_tokens: Int64
+    kv_cache_usage: Float64
+    finished: Int64
+    preemptions: Int32
+    running: Int32
+    waiting: Int32
+    answered: Int32
+    """1 where the engine was up; the others are of nothing then."""
+    busy: Int32
+    """1 where the GPU ran an iteration."""
+
+
+class GatewayScrape:
+    """What one scrape of the gateway read."""
+
+    at_s: Float64
+    """-inf: it was lost, or has not been."""
+    arrivals: Int64
+    in_flight: Int64
+
+
 def dtype_of(record: type) -> np.dtype[np.void]:
     """Structured dtype of the annotated fields of a record class."""
     hints = get_type_hints(record, include_extras=True)
@@ -310,6 +377,8 @@ FLIGHT = dtype_of(Flight)
 OUTCOME = dtype_of(Outcome)
 ARRIVAL = dtype_of(Arrival)
 STAGE = dtype_of(Stage)
+SCRAPE = dtype_of(Scrape)
+GATEWAY_SCRAPE = dtype_of(GatewayScrape)
 
 
 class Memory(NamedTuple):
@@ -348,5 +417,11 @@ class Memory(NamedTuple):
     """FLIGHT; env e owns `flight_capacity` entries from `flight_base` on."""
     outcomes: NDArray[Any]
     """`(n x requests,)` OUTCOME if recording, else empty."""
-    histograms: NDArray[np.int64]
-    """`(n x 3 x WIDTH,)` counts of the window: TTFT, TPOT, E2E."""
+    counts: NDArray[np.int32]
+    """`(n x slots x BUCKETS,)` what each engine's histograms have counted since it started."""
+    scrapes: NDArray[Any]
+    """`(n x slots x scrapes_kept,)` SCRAPE, a ring per slot."""
+    scraped_counts: NDArray[np.int32]
+    """`(n x slots x scrapes_kept x BUCKETS,)` `counts` at those scrapes."""
+    gateway_scrapes: NDArray[Any]
+    """`(n x scrapes_kept,)` GATEWAY_SCRAPE, a ring per env."""

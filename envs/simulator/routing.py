@@ -27,6 +27,7 @@ _READY = int(ReplicaState.READY)
 def arrive(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     """A request of the trace arrives; the env's pool must have room."""
     env.window_arrivals += 1
+    env.gateway_arrivals += 1
     if _is_too_large(memory, engine, env, request):
         reject(memory, engine, env, request)
     elif env.ready > 0:
@@ -84,6 +85,7 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
         return
     entry = take_entry(memory, env)
     flight = fill_entry(memory, env, entry, request)
+    flight.slot = replica.slot
     flight.visible_s = at_s
     replica.taken_tokens += flight.prompt_tokens
     if engine.has_frontend:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
@@ -83,7 +83,9 @@ def cluster_of(
         start_s=float(draws.start_s[0]),
         keep=float(draws.keep[0]),
         jitter=config.jitter,
-        scrape_loss=float(draws.scrape_loss[0]),
+        scrape=replace(
+            config.scrape, loss=float(draws.scrape_loss[0]), lag_s=float(draws.scrape_lag_s[0])
+        ),
         factors=draws.factors,
     )
     return cluster, clock

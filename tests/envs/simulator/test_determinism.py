@@ -8,6 +8,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from envs.config import ScrapeConfig
 from envs.simulator import Fleet, FleetSettings, events
 from tests.envs.simulator import small
 from tests.envs.simulator.small import PROFILE, Case
@@ -50,6 +51,8 @@ def run(fleet: Fleet, first: int = 0) -> list[np.ndarray]:
         fleet.advance(border_s)
         seen.extend(fleet.window())
         seen.extend(fleet.gauges())
+        seen.extend(fleet.counters())
+        seen.extend(fleet.seen()[:-1])  # the last is working space
         fleet.apply(settings_at(step, fleet.n, first))
     fleet.advance(2000.0)
     for name in ("ttft_s", "e2e_s", "replica", "preemptions"):
@@ -70,6 +73,7 @@ def varied_fleet(n: int, first: int = 0, threads: int = 1, jitter: float = 0.2) 
         slots=case.slots,
         jitter=jitter,
         record=True,
+        scrape=ScrapeConfig(interval_s=0.4, window_s=1.7, lag_s=0.1, loss=0.2),
         threads=threads,
     )
     fleet.reset(
