@@ -27,7 +27,7 @@ from tests.live.stand_ins import MemoryPool
 from tuner.core.clock import VirtualClock
 from tuner.core.faults import FaultReason
 from tuner.core.observation import FIELD_NAMES, REPLICA_STATES, Observation, ReplicaState
-from tuner.core.profile import Frontend, Startup
+from tuner.core.profile import Frontend, Stage, Stages, Startup
 from tuner.engines.engine import Series
 from tuner.engines.vllm import METRICS
 from tuner.knobs import knob_space
@@ -46,7 +46,7 @@ KNOBS = knob_space(replicas=(1, SLOTS), batch_size=(1, 32), threads=(1, 8))
 PROFILE = replace(
     worlds.PROFILE,
     frontend=Frontend(cores=4, per_request_s=0.001),
-    startup=Startup(cold_start_s=9.0, spread=0.5, warmup_request_s=0.2),
+    startup=Startup(stages=Stages(weights=Stage(9.0, 0.5)), warmup_request_s=0.2),
 )
 FATES = {
     4: (4, 2),
