@@ -62,6 +62,8 @@ class Case:
     slots: int = 3
     seed: int = 7
     end_s: float = 1000.0
+    clients: int = 0
+    """Of a closed loop; 0: the trace's own arrivals."""
 
 
 def trace(rows: Sequence[tuple[float, int, int]]) -> Trace:
@@ -106,6 +108,7 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
         start_s=np.full(n, first.at_s),
         seeds=np.full(n, case.seed, np.uint64),
         settings=settings(first, n),
+        clients=case.clients,
     )
     return made
 
@@ -123,6 +126,7 @@ def oracle(case: Case) -> Oracle:
         threads=first.threads,
         warmup_requests=first.warmup_requests,
         start_s=first.at_s,
+        clients=case.clients,
     )
 
 
