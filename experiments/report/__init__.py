@@ -1,7 +1,8 @@
-"""The report of a comparison: one HTML file that needs nothing else."""
+"""Reports: HTML files that need nothing else."""
 
 from __future__ import annotations
 
-from experiments.report.page import require_report_extra, write_report
+from experiments.report.page import write_report
+from experiments.report.template import require_report_extra
 
 __all__ = ["require_report_extra", "write_report"]
