@@ -230,19 +230,18 @@ def fit_points(
     """
     folds = _folds(points, hold_out)
     seen = points if hold_out is None else [p for p in points if not hold_out(p)]
-    total = 1 + sum(len(parts) for parts in folds.values())
+    total = 1 if hold_out else 1 + sum(len(parts) for parts in folds.values())
     done = 0
 
-    def fit(kept: Sequence[Point], start: Floats) -> Minimum:
+    def fit(kept: Sequence[Point]) -> Minimum:
         nonlocal done
-        found = _fit(kept, profile, law, start, seed)
+        found = _fit(kept, profile, law, seed)
         done += 1
         watch("fits", done / total)
         return found
 
     watch("fits", 0.0)
-    medians = np.log([prior.median for prior in law.priors.values()])
-    found = fit(seen, medians)
+    found = fit(seen)
     fitted = law.apply(profile, found.at)
     left_out: dict[str, tuple[Simulated, ...]] = {}
     for what, parts in folds.items():
@@ -251,10 +250,9 @@ def fit_points(
             kept = [point for point in points if point not in part]
             other = fitted
             if hold_out is None:  # else the fit above did not see them
-                other = law.apply(profile, fit(kept, medians).at)
+                other = law.apply(profile, fit(kept).at)
             results += [simulate_point(other, point, seed) for point in part]
         left_out[what] = tuple(results)
-    watch("fits", 1.0)
     return PointFit(
         profile=fitted,
         coefficients=law.coefficients(found),
@@ -265,7 +263,7 @@ def fit_points(
 
 
 def _fit(
-    points: Sequence[Point], profile: ServingProfile, law: ClosedLoopLaw, start: Floats, seed: int
+    points: Sequence[Point], profile: ServingProfile, law: ClosedLoopLaw, seed: int
 ) -> Minimum:
     medians = np.log([prior.median for prior in law.priors.values()])
     sigmas = np.array([prior.sigma for prior in law.priors.values()])
@@ -278,7 +276,19 @@ def _fit(
             parts.append(np.log([1 + r.ttft_error for r in simulated]) / TTFT_SIGMA)
         return np.concatenate([*parts, (at - medians) / sigmas])
 
-    return levenberg_marquardt(residuals, start)
+    found = [levenberg_marquardt(residuals, start) for start in _starts(law)]
+    return min(found, key=lambda minimum: minimum.cost)
+
+
+def _starts(law: ClosedLoopLaw) -> list[Floats]:
+    """The medians; and where prompts hold the engine up little, which is another valley."""
+    names = list(law.priors)
+    medians = np.log([prior.median for prior in law.priors.values()])
+    if "prefill_base_s" not in names:
+        return [medians]
+    other = medians.copy()
+    other[names.index("prefill_base_s")] -= 2.0
+    return [medians, other]
 
 
 def _folds(

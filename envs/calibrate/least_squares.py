@@ -12,13 +12,14 @@ Floats = NDArray[np.float64]
 
 _TOLERANCE = 1e-10
 """Of the largest gradient: below it a coefficient at 0 stays there."""
-_STEP = 0.02
-"""Finite differences move a logarithm by 2 %: well above the jumps that finishing orders make."""
+_STEP = 0.1
+"""Finite differences move a logarithm by 0.1: with 0.02 the jumps that finishing orders make sent
+fits astray (a known law: cost 3.9 where 2.5 was to be had)."""
 _LEAST_GAIN = 1e-3
 """Levenberg-Marquardt stops when a step no longer lowers the sum of squares by 0.1 %."""
 
 
-def non_negative(gram: Floats, moment: Floats) -> Floats:
+def non_negative(gram: Floats, moment: Floats, near: Floats | None = None) -> Floats:
     """The x >= 0 that minimises |A x - b|^2, from A'A and A'b.
 
     Active sets (Lawson and Hanson, Solving Least Squares Problems, 1974, chapter 23) on the normal
@@ -28,6 +29,7 @@ def non_negative(gram: Floats, moment: Floats) -> Floats:
     Args:
         gram: `(k, k)`.
         moment: `(k,)`.
+        near: `(k,)` >= 0 to begin from, the solution of a problem much like this one; None: zeros.
 
     Returns:
         `(k,)`; 0 for a column without data.
@@ -37,27 +39,37 @@ def non_negative(gram: Floats, moment: Floats) -> Floats:
     gram = gram * scale[:, None] * scale
     moment = moment * scale
     k = len(moment)
-    free = np.zeros(k, dtype=np.bool_)
     x = np.zeros(k)
+    if near is not None:
+        x = np.divide(near, scale, out=np.zeros(k), where=scale > 0)
+    free = x > 0
+    if free.any():
+        x, free = _downhill(gram, moment, x, free)
     for _ in range(3 * k):  # ends after a few per column; the bound is for rounding that cycles
         gradient = np.where(free, -np.inf, moment - gram @ x)
         entering = int(np.argmax(gradient))
         if gradient[entering] <= _TOLERANCE * np.abs(moment).max(initial=0.0):
             break
         free[entering] = True
-        while True:
-            trial = np.zeros(k)
-            inner = np.ix_(free, free)
-            trial[free] = np.linalg.lstsq(gram[inner], moment[free], rcond=1e-12)[0]
-            leaving = free & (trial <= 0)
-            if not leaving.any():
-                break
-            share = float(np.min(x[leaving] / (x[leaving] - trial[leaving])))
-            x = x + share * (trial - x)
-            free &= x > 1e-14
-        x = trial
+        x, free = _downhill(gram, moment, x, free)
     solution: Floats = x * scale
     return solution
+
+
+def _downhill(
+    gram: Floats, moment: Floats, x: Floats, free: NDArray[np.bool_]
+) -> tuple[Floats, NDArray[np.bool_]]:
+    """The best x over the free columns, and those that are still free: one that would fall below 0
+    on the way stays at 0."""
+    while True:
+        trial = np.zeros(len(x))
+        trial[free] = np.linalg.lstsq(gram[np.ix_(free, free)], moment[free], rcond=1e-12)[0]
+        leaving = free & (trial <= 0)
+        if not leaving.any():
+            return trial, free
+        share = float(np.min(x[leaving] / (x[leaving] - trial[leaving])))
+        x = x + share * (trial - x)
+        free = free & (x > 1e-14)
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +100,7 @@ def levenberg_marquardt(
 
     Args:
         residuals: parameters -> residuals.
-        start: parameters, on a scale on which 0.02 is a small change: logarithms.
+        start: parameters, on a scale on which 0.1 is a small change: logarithms.
     """
     at, current = start, residuals(start)
     jacobian = _jacobian(residuals, at, current)

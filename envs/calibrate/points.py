@@ -60,11 +60,21 @@ class Point:
     """Over which the clients are spread."""
     decode_only: bool = False
     """Prompts were prefilled elsewhere: the replicas only decode, and TTFT is not theirs."""
+    budget_tokens: int | None = None
+    """Token budget of an iteration of this benchmark's server; None: the profile's."""
 
     @property
     def shape(self) -> str:
         """Prompt and output tokens, as `8192/1024`."""
         return f"{self.prompt_tokens}/{self.output_tokens}"
+
+    def one_prompt_budget(self, ranks: int = 1) -> int:
+        """A budget of one prompt per data-parallel rank and a token per client.
+
+        InferenceX starts TensorRT-LLM so (benchmarks/dsr1_fp8_b200_trt_mtp.sh at 111f031:
+        max_num_tokens is the prompt length, the tokens of a decode, and 64 to 127 more).
+        """
+        return ranks * (self.prompt_tokens + 64) + self.clients
 
 
 @dataclass(frozen=True)

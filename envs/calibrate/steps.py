@@ -284,8 +284,8 @@ class _Blockwise:
         gram = np.stack([part.T @ part for part in parts])
         return cls(scaled, blocks, gram, np.stack([part.sum(axis=0) for part in parts]))
 
-    def solve(self, chosen: Ints) -> Floats:
-        return non_negative(self.gram[chosen].sum(axis=0), self.moment[chosen].sum(axis=0))
+    def solve(self, chosen: Ints, near: Floats | None = None) -> Floats:
+        return non_negative(self.gram[chosen].sum(axis=0), self.moment[chosen].sum(axis=0), near)
 
     def errors(self, x: Floats) -> Floats:
         """Relative error of each step."""
@@ -313,7 +313,7 @@ def _intervals(
     drawn = []
     for number in range(RESAMPLES):
         watch("intervals", number / RESAMPLES)
-        again = fit.solve(rng.choice(blocks, size=len(blocks)))
+        again = fit.solve(rng.choice(blocks, size=len(blocks)), near=x)
         drawn.append(list(law.readable(again).values()))
     watch("intervals", 1.0)
     low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0)

@@ -98,11 +98,8 @@ class Oracle:
         threads: int = 1,
         warmup_requests: int = 0,
         start_s: float = 0.0,
-<<<<<<< HEAD
         clients: int = 0,
-=======
         factors: Mapping[str, float] | None = None,
->>>>>>> steptime
     ) -> None:
         self.profile = profile
         self.factors = {"step_time": 1.0, "prefill": 1.0, "kv": 1.0, "slow_slot": -1, "slow": 1.0}

@@ -47,11 +47,8 @@ def cases(draw: st.DrawFn) -> Case:
         slots=slots,
         seed=draw(st.integers(0, 2**64 - 1)),
         end_s=200.0,
-<<<<<<< HEAD
         clients=draw(st.sampled_from([0, 0, 1, 3, 12])),
-=======
         factors=_factors(draw, slots),
->>>>>>> steptime
     )
 
 
