@@ -105,7 +105,7 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
     if request.page is not None:
         _write_page(found, request.page)
     if request.out is not None:
-        write_profile(found.profile, request.out, f"Fitted by `{_command()}`.")
+        write_profile(found.profile, request.out)
     return found
 
 
@@ -170,18 +170,25 @@ def _from_points(
     )
     held = held_out_points(request.hold_out) if request.hold_out else None
     fit = fit_points(points, base, law, hold_out=held, seed=request.seed, watch=watch)
-    engine = " ".join(f"{key} {value}" for key, value in request.filters.items())
+    engine = ", ".join(
+        f"{key} {f'{value:g}' if isinstance(value, float) else value}"
+        for key, value in request.filters.items()
+    )
+    priors = ", ".join(
+        f"{name} {prior.median:.2g} ({prior.sigma:g})" for name, prior in law.priors.items()
+    )
     shapes = ", ".join(dict.fromkeys(point.shape for point in points))
     origin = {
         "step_time": (
             f"Fitted by simulation to {len(points)} measured closed-loop points ({engine}; shapes "
             f"{shapes}, {min(p.clients for p in points)} to {max(p.clients for p in points)} "
-            f"clients), with priors; whether the source's latencies are means or medians is not "
-            f"stated, means are assumed. `{_command()}`"
+            f"clients). Whether the source's latencies are means or medians is not stated; means "
+            f"are assumed. Priors, median (sigma of the logarithm): {priors}. `{_command()}`"
         ),
         "step_time.batch_table": (
             f"{fit.batch_law}. Outside of the measured numbers of clients it is extrapolated."
         ),
+        **_ingress_origin(fit),
         "error": (
             "Mean and worst relative error over the points; left out: predicted by fits that saw "
             "no point of that number of clients, or of that shape."
@@ -190,6 +197,19 @@ def _from_points(
     return Calibrated(
         calibrated(fit.profile, fit.coefficients, fit.errors, origin), fit, fit.coefficients, None
     )
+
+
+def _ingress_origin(fit: PointFit) -> dict[str, str]:
+    if fit.profile.frontend is None or "frontend.ingress_s" not in {
+        c.key for c in fit.coefficients
+    }:
+        return {}
+    return {
+        "frontend": (
+            "ingress_s is fitted with step_time: what delays first tokens and no later ones, the "
+            "benchmark's client among it. No CPU work was measured, so threads stay pinned."
+        )
+    }
 
 
 def held_out_points(texts: Sequence[str]) -> Callable[[Point], bool]:

@@ -200,7 +200,9 @@ def law_of(
     if "prefill-base" in terms and not decode_only:
         priors["prefill_base_s"] = Prior(0.1, 1.0)
     if "ingress" in terms and not decode_only:
-        priors["ingress_s"] = Prior(0.06, 0.7)
+        # Data-parallel ranks wait for one another's prompts: InferenceX lets TensorRT-LLM hold them
+        # back for up to 60 iterations (attention_dp_config in dsr1_fp8_h200_trt_mtp.sh at 1fc5d73).
+        priors["ingress_s"] = Prior(0.06, 0.7) if attention_ranks == 1 else Prior(1.0, 1.0)
     largest = min(max(point.clients for point in points), profile.limits.batch_size_max)
     sizes = [1, 2, 3, 4, 6, 8]
     while sizes[-1] < largest:

@@ -72,11 +72,6 @@ class StepLog:
     def __len__(self) -> int:
         return len(self.step_s)
 
-    def rows(self, chosen: NDArray[np.bool_]) -> StepLog:
-        """Only these iterations."""
-        columns = {name: None if c is None else c[chosen] for name, c in vars(self).items()}
-        return StepLog(**columns)
-
 
 def read_step_log(path: Path) -> StepLog:
     """A log from NPZ, Parquet or CSV.
@@ -341,15 +336,16 @@ def _blocks(log: StepLog) -> Ints:
 def _folds(log: StepLog, blocks: Ints, hold_out: Sequence[int]) -> list[NDArray[np.bool_]]:
     """Sets of blocks to leave out, `(blocks,)` each."""
     count = int(blocks.max()) + 1
-    runs = [] if log.run is None else np.unique(log.run).tolist()
-    unknown = [run for run in hold_out if run not in runs]
+    run = np.zeros(len(log), dtype=np.int64) if log.run is None else log.run
+    runs = [] if log.run is None else np.unique(run).tolist()
+    unknown = [named for named in hold_out if named not in runs]
     if unknown:
         known = ", ".join(map(str, runs)) or "none: the log has no column run"
         raise InputError(f"run {unknown[0]} is not in the step log (its runs: {known})")
 
     def of_runs(chosen: Sequence[int]) -> NDArray[np.bool_]:
         fold = np.zeros(count, dtype=np.bool_)
-        fold[np.unique(blocks[np.isin(log.run, chosen)])] = True
+        fold[np.unique(blocks[np.isin(run, chosen)])] = True
         return fold
 
     if hold_out:
@@ -357,7 +353,7 @@ def _folds(log: StepLog, blocks: Ints, hold_out: Sequence[int]) -> list[NDArray[
             raise InputError(f"all runs {runs} are held out; leave one for the fit")
         return [of_runs(hold_out)]
     if len(runs) > 1:
-        return [of_runs([run]) for run in runs]
+        return [of_runs([one]) for one in runs]
     return [np.arange(count) % FOLDS == fold for fold in range(FOLDS)]
 
 

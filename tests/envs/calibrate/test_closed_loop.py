@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from envs.calibrate import Point, fit_points, law_of, read_points, simulate_point
+from envs.calibrate import Point, errors, fit_points, law_of, read_points, simulate_point
 from tuner.core.errors import InputError
 from tuner.core.profile import EngineLimits, KvCache, ServingProfile
 from tuner.data import load_profile
@@ -151,3 +151,26 @@ def test_predicts_h200_shapes_that_it_has_not_seen() -> None:
     fit = fit_points(points, profile, law_of(points, profile, system="h200_sxm"))
     assert fit.errors["tpot_mean_shape_left_out"] <= 0.05
     assert fit.errors["tpot_mean_clients_left_out"] <= 0.02
+
+
+@pytest.mark.parametrize(
+    ("name", "filters", "ranks"),
+    [
+        ("deepseek-r1-8xh200-sglang", {"engine": "sglang", "engine_version": "0.5.9"}, None),
+        (
+            "deepseek-r1-8xh200-trtllm",
+            {"engine": "trtllm", "engine_version": "1.1.0rc2.post2", "dp": 8.0},
+            8,
+        ),
+    ],
+)
+def test_a_shipped_profile_has_the_error_that_it_states(
+    name: str, filters: dict[str, str | float | None], ranks: int | None
+) -> None:
+    profile = load_profile(name)
+    points = shared_points(model="deepseek-ai/DeepSeek-R1", system="h200_sxm", **filters)
+    if ranks is not None:
+        points = [replace(point, budget_tokens=point.one_prompt_budget(ranks)) for point in points]
+    found = errors([simulate_point(profile, point) for point in points])
+    for figure, error in found.items():
+        assert error == pytest.approx(profile.error[figure], abs=1e-3), figure
