@@ -7,7 +7,6 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +31,12 @@ from envs.calibrate import (
 from envs.calibrate.closed_loop import DEFAULT_TERMS, BatchLaw
 from envs.simulator.schedulers import check_scheduler
 from experiments.fanout import Watch
-from experiments.folder import git_commit
 from experiments.progress import run_progress
 from experiments.report import require_report_extra
-from experiments.report.calibration import coefficient_row, render_calibration
-from tuner.core.clock import WallClock
+from experiments.report.calibration import calibration_document, coefficient_row
+from experiments.report.document import write_document
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
-from tuner.data.files import replacing
 from tuner.data.profiles import load_profile, write_profile
 
 
@@ -103,7 +100,12 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
             assert request.points is not None
             found = _from_points(request, request.points, base, watch)
     if request.page is not None:
-        _write_page(found, request.page)
+        write_document(
+            calibration_document(
+                found.profile, found.fit, found.coefficients, found.replay, _command()
+            ),
+            request.page,
+        )
     if request.out is not None:
         write_profile(found.profile, request.out)
     return found
@@ -227,19 +229,6 @@ def held_out_points(texts: Sequence[str]) -> Callable[[Point], bool]:
             )
     named = set(texts)
     return lambda point: point.shape in named or str(point.clients) in named
-
-
-def _write_page(found: Calibrated, path: Path) -> None:
-    run = {
-        "command": _command(),
-        "commit": git_commit(),
-        "written_at": datetime.fromtimestamp(WallClock().now_s(), tz=UTC).isoformat(
-            timespec="seconds"
-        ),
-    }
-    with replacing(path) as temporary:
-        page = render_calibration(found.profile, found.fit, found.coefficients, found.replay, run)
-        temporary.write_text(page, encoding="utf-8")
 
 
 def _command() -> str:

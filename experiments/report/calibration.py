@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,37 +10,32 @@ import numpy as np
 from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
-from experiments.report.template import render_page
+from experiments.report.document import Document, Plot, Section, Table, series
 from tuner.core.profile import ServingProfile
 
 SHOWN_STEPS = 3000
 """Iterations drawn as points: beyond it they only hide one another."""
 QUANTILES = np.linspace(0.005, 0.995, 100)
-_SERIES = [f"--series-{place}" for place in range(len(OTHERS))]
 _MARGIN = {"l": 72, "r": 16, "t": 40, "b": 52}
 _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 Figure = dict[str, Any]
 
 
-def render_calibration(
+def calibration_document(
     profile: ServingProfile,
     fit: StepFit | PointFit,
     coefficients: Sequence[Coefficient],
     replay: Replay | None,
-    run: Mapping[str, object],
-) -> str:
-    """The page as HTML; nothing in it is fetched.
+    command: str,
+) -> Document:
+    """The page of a calibration.
 
     Args:
         profile: as it is written, origins and errors included.
-        run: `command`, `commit` and `written_at`.
+        command: that makes the page again.
     """
-    plots: dict[str, tuple[str, str, Figure]] = {}
-    if isinstance(fit, StepFit):
-        plots |= _step_plots(fit)
-    else:
-        plots |= _point_plots(fit)
+    plots = _step_plots(fit) if isinstance(fit, StepFit) else _point_plots(fit)
     if replay is not None:
         plots["requests"] = (
             "Requests",
@@ -48,17 +43,37 @@ def render_calibration(
             "line they are equal.",
             _quantiles(replay),
         )
-    return render_page(
-        "calibration.html",
-        {name: plot for name, (_, _, plot) in plots.items()},
-        title=f"{profile.name}: calibration",
-        palette=list(zip(_SERIES, OTHERS, strict=True)),
-        profile=profile,
-        run=run,
-        measured=_measured(fit),
-        sections=[(name, title, hint) for name, (title, hint, _) in plots.items()],
-        errors=[(name.replace("_", " "), percent(v, 2)) for name, v in profile.error.items()],
-        coefficients=[coefficient_row(c) for c in coefficients],
+    errors = [(name.replace("_", " "), percent(v, 2)) for name, v in profile.error.items()]
+    unmodelled = [f"{knob}: {why}." for knob, why in profile.unmodelled_knobs().items()]
+    gpus = f"{profile.gpus_per_replica} GPU{'s' if profile.gpus_per_replica > 1 else ''}"
+    return Document(
+        title=profile.name,
+        lead=f"A replica of {gpus} under the scheduler rules {profile.scheduler}, fitted to "
+        f"{_measured(fit)}.",
+        eyebrow="tuner calibrate",
+        command=command,
+        sections=[
+            Section(
+                "How far off it is",
+                ["Relative errors against what was measured; left out: on what a fit did not see."],
+                [Table(("figure", "relative error"), errors)],
+            ),
+            *(
+                Section(title, plots=[Plot(name, figure, hint)])
+                for name, (title, hint, figure) in plots.items()
+            ),
+            Section(
+                "Fitted figures",
+                ["Seconds, with 95 % intervals."],
+                [
+                    Table(
+                        ("figure", "value", "interval"), [coefficient_row(c) for c in coefficients]
+                    )
+                ],
+            ),
+            Section("Where the figures come from", pairs=list(profile.origin.items())),
+            Section("What is not modelled", [*profile.not_modelled, *unmodelled]),
+        ],
     )
 
 
@@ -122,13 +137,13 @@ def _table_plot(rows: Sequence[Coefficient], what: str) -> Figure:
     low, high = np.array([row.low for row in rows]), np.array([row.high for row in rows])
     line = _marks("fitted", x, _ms(value), 0, {"size": 5})
     line["mode"] = "lines+markers"
-    line["line"] = {"color": _SERIES[0], "width": 1.4}
+    line["line"] = {"color": series(0), "width": 1.4}
     line["error_y"] = {
         "type": "data",
         "symmetric": False,
         "array": _ms(np.maximum(high - value, 0)),
         "arrayminus": _ms(np.maximum(value - low, 0)),
-        "color": _SERIES[0],
+        "color": series(0),
         "thickness": 1,
         "width": 3,
     }
@@ -162,7 +177,7 @@ def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
         measured = _ms([getattr(r.point, name) for r in own])
         traces.append(_marks(f"{shape}, measured", clients, measured, place, {"size": 9}))
         line = _marks(f"{shape}, simulated", clients, _ms_of(own, name), place, {"size": 1})
-        line |= {"mode": "lines", "line": {"color": _SERIES[place], "width": 1.6}}
+        line |= {"mode": "lines", "line": {"color": series(place), "width": 1.6}}
         traces.append(line)
         for what, results in fit.left_out.items():
             unseen = [r for r in results if r.point.shape == shape]
@@ -196,7 +211,6 @@ def _quantiles(replay: Replay) -> Figure:
 def _marks(
     name: str, x: Sequence[float], y: Sequence[float], place: int, marker: dict[str, Any]
 ) -> Figure:
-    colour = _SERIES[place % len(_SERIES)]
     symbol = OTHERS[place % len(OTHERS)].symbol
     return {
         "type": "scatter",
@@ -204,7 +218,7 @@ def _marks(
         "name": name,
         "x": list(x),
         "y": list(y),
-        "marker": {"color": colour, "symbol": symbol, **marker},
+        "marker": {"color": series(place), "symbol": symbol, **marker},
     }
 
 

@@ -11,7 +11,7 @@ from experiments.comparison import Comparison, PolicyOutcome
 from experiments.readable import NOTHING, duration, figure, percent, shown_interval
 from experiments.report.colours import colours_of, token
 from experiments.report.frontier import frontier
-from experiments.report.template import render_page
+from experiments.report.template import render_template
 from experiments.report.timelines import timelines
 from experiments.summary import METRICS, Metric
 from experiments.sweep import Sweep
@@ -39,9 +39,9 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         "frontier": frontier(comparison, colours),
         "timelines": timelines(comparison, colours),
     }
-    return render_page(
+    return render_template(
         "page.html",
-        plots,
+        plots=plots,
         comparison=comparison,
         run=run,
         title=f"{_listed(names)} on {comparison.trace.name}",

@@ -1,4 +1,4 @@
-"""A page that needs nothing else: styles, scripts, plotly.js and data in one file."""
+"""Templates into pages: styles, scripts, plotly.js and data in one file, nothing fetched."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def require_report_extra() -> None:
             )
 
 
-def render_page(template: str, plots: Mapping[str, Mapping[str, Any]], /, **values: Any) -> str:
-    """A template of this folder as HTML.
+def render_template(name: str, *, plots: Mapping[str, object], **values: object) -> str:
+    """One of this folder's templates as HTML.
 
     Args:
-        plots: plotly figures, each for the element `plot-NAME`; colours are CSS variables.
-        values: what the template names.
+        name: of the template.
+        plots: name of an element `plot-NAME` -> plotly figure; colours are names of CSS variables.
+        values: whatever the template names.
     """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
     from plotly.offline import get_plotlyjs
 
-    folder = files("experiments.report")
     environment = Environment(
         loader=PackageLoader("experiments.report", "."),
         autoescape=True,
@@ -45,14 +45,20 @@ def render_page(template: str, plots: Mapping[str, Mapping[str, Any]], /, **valu
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template(template).render(
-        **values,
+    folder = files("experiments.report")
+    return environment.get_template(name).render(
         # Scripts and data are ours; only what could end the element early is escaped.
-        style=Markup((folder / "style.css").read_text(encoding="utf-8")),
-        script=Markup((folder / "charts.js").read_text(encoding="utf-8")),
+        style=Markup(_text(folder, "style.css")),
+        script=Markup(_text(folder, "charts.js")),
         plotly=Markup(get_plotlyjs()),
         plots=Markup(_json(plots)),
+        **values,
     )
+
+
+def _text(folder: Any, name: str) -> str:
+    text: str = (folder / name).read_text(encoding="utf-8")
+    return text
 
 
 def _json(value: object) -> str:
