@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test peers proof-triton clean
+.PHONY: help setup engine demo test peers proof-calibrate proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,10 @@ test: setup ## lint, types, import contracts and all tests
 	@$(BIN)/ruff check -q .
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+proof-calibrate: setup ## what calibration predicts that it has not seen, against its bars (needs TUNER_DATA)
+	@test -n "$(TUNER_DATA)" || { echo "set TUNER_DATA to the folder of the measurements"; exit 2; }
+	$(BIN)/python -m experiments.calibration_proof --data $(TUNER_DATA)
 
 peers: ## install what `python -m experiments.bench peers` compares with into ./.venv-peers (0.3 GB)
 	@$(PYTHON) -m venv .venv-peers

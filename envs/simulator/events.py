@@ -27,7 +27,7 @@ from envs.simulator.lifecycle import (
 )
 from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
-from envs.simulator.routing import arrive, dispatch, next_kept
+from envs.simulator.routing import arrive, dispatch, next_arrival_s, next_kept
 from envs.simulator.rules import cap_changed, end_run, start_iteration
 from envs.simulator.scraping import begin_gateway_scrapes, scrape_next
 
@@ -182,14 +182,11 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
     """Bring one env to `until_s`; False: its pool is full."""
     if env.router_waiting > 0 and env.ready > 0 and not dispatch(memory, engine, env, env.clock_s):
         return False
-    requests = len(memory.trace)
     while True:
         index = _earliest(memory, engine, env)
         due_s = memory.due_s[index] if index >= 0 else math.inf
         event_s = min(due_s, env.kill_s)
-        arrival_s = math.inf
-        if env.next_request < requests:
-            arrival_s = memory.trace[env.next_request].arrival_s
+        arrival_s = next_arrival_s(memory, env)
         if env.scrape_s <= until_s and env.scrape_s < min(event_s, arrival_s):
             scrape_next(memory, engine, env)
             continue

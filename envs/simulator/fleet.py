@@ -176,6 +176,7 @@ class Fleet:
         settings: FleetSettings,
         keep: NDArray[np.float64] | float = 1.0,
         factors: EnvFactors | None = None,
+        clients: NDArray[np.int64] | int = 0,
         scrape_lag_s: NDArray[np.float64] | None = None,
         scrape_loss: NDArray[np.float64] | None = None,
     ) -> None:
@@ -191,6 +192,9 @@ class Fleet:
                 function of the seed and the request's row.
             factors: k entries; None: the profile and the trace as they are.
             scrape_lag_s, scrape_loss: `(k,)` in place of the metrics source's own.
+            clients: `(k,)` of a closed loop: so many send one request each at the start, in the
+                trace's order, and the next one at the moment theirs ends; the trace's times do not
+                count, and nobody sends while no replica is ready. 0: an open loop, by those times.
         """
         rows = np.array(np.arange(self.n)[envs])
         if len(seeds) != len(rows):
@@ -199,7 +203,11 @@ class Fleet:
         keep = _column(keep, len(rows))
         if not np.all((keep > 0) & (keep <= 1)):
             raise ValueError(f"keep is {keep.min()} to {keep.max()}; expected 0 < keep <= 1")
+        clients = np.array(np.broadcast_to(clients, len(rows)))
+        if np.any(clients < 0):
+            raise ValueError(f"clients is {clients.min()}; expected at least 0")
         settings = self._checked(settings, len(rows))
+        self._memory.envs["clients"][rows] = clients
         self._seen_now = False
         for name, column in vars(factors or EnvFactors.none(len(rows))).items():
             self._memory.envs[name][rows] = column

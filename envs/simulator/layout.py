@@ -106,6 +106,8 @@ class Env:
     prefix_hits: Float64
     slow_slot: Int64
     slow: Float64
+    clients: Int64
+    """Closed loop: a request arrives whenever fewer than so many are in flight; 0: by the trace."""
     # how the metrics source sees it
     scrape_lag_s: Float64
     scrape_loss: Float64
