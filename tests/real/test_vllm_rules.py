@@ -2,7 +2,7 @@
 
 vLLM's scheduler classes run in virtual time, without a model (`vllm_schedule.py`): the same
 requests, caps, options and step times as in the simulator. TUNER_RULES_CASES asks for more cases
-than the usual few (`make proof-vllm-rules`).
+than the usual few (`make proof-rules`).
 """
 
 from __future__ import annotations
