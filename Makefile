@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test proof-triton clean
+.PHONY: help setup engine demo test peers proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,9 +40,13 @@ test: setup ## lint, types, import contracts and all tests
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
+peers: ## install what `python -m experiments.bench peers` compares with into ./.venv-peers (0.3 GB)
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check ai-dynamo-runtime==1.6.1
+
 proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
 	@bash .ci/triton
 	@TUNER_TRITON=1 $(BIN)/python -m pytest tests/real/test_triton.py $(PYTEST_ARGS)
 
 clean: ## remove ./.venv and what the commands made
-	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton .venv-peers demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from experiments import bench
+from experiments.bench.__main__ import main
+from experiments.bench.compile import first_tick
+from experiments.bench.peers import write_mooncake
 from tuner.core.trace import Trace
 from tuner.data import write_trace
 
@@ -37,7 +40,7 @@ def load(tmp_path: Path) -> list[str]:
 def test_prints_requests_per_cpu_second_as_json(
     load: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["simulator", *load, "--replicas", "2", "--repeat", "3"]) == 0
+    assert main(["simulator", *load, "--replicas", "2", "--repeat", "3"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["requests"] == 50
     assert len(figures["cpu_s"]) == 3
@@ -50,18 +53,18 @@ def test_prints_requests_per_cpu_second_as_json(
 def test_refuses_to_measure_nothing(
     load: list[str], option: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["simulator", *load, option, "0"]) == 2
+    assert main(["simulator", *load, option, "0"]) == 2
     assert f"{option} is 0; expected at least 1" in capsys.readouterr().err
 
 
 def test_says_which_file_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.main(["simulator", "--trace", "no.parquet", "--profile", "no.yaml"]) == 2
+    assert main(["simulator", "--trace", "no.parquet", "--profile", "no.yaml"]) == 2
     assert "no.parquet" in capsys.readouterr().err
 
 
 def test_measures_training_end_to_end(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["train", "--replicas", "1", "--envs", "2", "--updates", "1"]
-    assert bench.main(arguments) == 0
+    assert main(arguments) == 0
     figures = json.loads(capsys.readouterr().out)
     steps = 2 * figures["config"]["ppo"]["rollout_ticks"]
     assert figures["steps"] == steps
@@ -72,7 +75,7 @@ def test_measures_training_end_to_end(capsys: pytest.CaptureFixture[str]) -> Non
 @pytest.mark.parametrize("source", ["scrape", "prometheus"])
 def test_measures_a_look_at_a_fleet_whole(source: str, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["collector", "--source", source, "--replicas", "3", "--repeat", "1"]
-    assert bench.main(arguments) == 0
+    assert main(arguments) == 0
     figures = json.loads(capsys.readouterr().out)
     assert figures["replicas_seen"] == 3
     assert figures["faults"] == 0
@@ -83,7 +86,7 @@ def test_measures_a_look_at_a_fleet_whole(source: str, capsys: pytest.CaptureFix
 
 def test_measures_ticks_over_served_pages(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--targets", "2", "--replicas", "5", "--ticks", "1", "--repeat", "3"]
-    assert bench.main(["tick", *arguments]) == 0
+    assert main(["tick", *arguments]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert (figures["ready_replicas"], figures["targets_with_rates"]) == (5, 2)
     assert (figures["moved"], figures["faults"]) == (2, [])
@@ -107,5 +110,40 @@ def test_measures_ticks_over_served_pages(capsys: pytest.CaptureFixture[str]) ->
 def test_ticks_that_cannot_be_measured_are_refused(
     options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert bench.main(["tick", *options]) == 2
+    assert main(["tick", *options]) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_a_start_is_measured_in_a_process_of_its_own() -> None:
+    seconds = first_tick("reference-affine", os.environ.get("NUMBA_CACHE_DIR", ""))
+    assert seconds["cpu_s"] > 0
+    assert seconds["wall_s"] > 0
+
+
+def test_a_peer_gets_the_same_requests_and_no_shared_block(tmp_path: Path) -> None:
+    trace = Trace(np.array([0.0, 1.5]), np.array([512, 513], np.int32), np.array([3, 4], np.int32))
+    write_mooncake(trace, tmp_path / "t.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "t.jsonl").read_text().splitlines()]
+    assert rows == [
+        {"timestamp": 0.0, "input_length": 512, "output_length": 3, "hash_ids": [0]},
+        {"timestamp": 1500.0, "input_length": 513, "output_length": 4, "hash_ids": [1, 2]},
+    ]
+
+
+def test_a_missing_peer_is_named_with_what_installs_it(
+    load: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["peers", *load, "--repeat", "1", "--python", "no/python"]) == 2
+    assert "no/python does not exist; make the peers' environment" in capsys.readouterr().err
+
+
+def test_compares_with_the_peer_on_the_same_requests(
+    load: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    python = Path(__file__).parents[2] / ".venv-peers" / "bin" / "python"
+    if not python.is_file():
+        pytest.skip("no .venv-peers; `make peers` makes it")
+    assert main(["peers", *load, "--repeat", "1", "--python", str(python)]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["dynosim"]["requests"] == 50
+    assert figures["ratio"]["requests"] > 1

@@ -1,6 +1,6 @@
 """Many engines on one port: metrics pages of real size and the run-time configuration contract.
 
-    python -m experiments.fake_fleet --replicas 200
+    python -m experiments.bench.fake_fleet --replicas 200
 
 Prints the port and serves until it is ended. Replica N answers below `/N`: `/N/metrics`,
 `/N/health`, `/N/v1/runtime_config`; `/api/v1/query` answers as a Prometheus server that has scraped

@@ -1,7 +1,7 @@
 """What a tick of the controller costs, over real HTTP; run by `python -m experiments.bench tick`.
 
 A process of its own, so that only what a controller loads counts: the pages are served by another
-one (`experiments.fake_fleet`), and nothing of the simulator is imported.
+one (`experiments.bench.fake_fleet`), and nothing of the simulator is imported.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Running:
 @contextmanager
 def served(replicas: int) -> Iterator[str]:
     """The pages of so many replicas; gives the address."""
-    command = [sys.executable, "-m", "experiments.fake_fleet", "--replicas", str(replicas)]
+    command = [sys.executable, "-m", "experiments.bench.fake_fleet", "--replicas", str(replicas)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
         try:
             if server.stdout is None:

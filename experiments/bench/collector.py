@@ -1,7 +1,8 @@
 """What one look at a large target costs: `python -m experiments.bench collector`.
 
-The pages come from another process on this machine over real sockets (`experiments.fake_fleet`): a
-page of vLLM's shape for each replica, or one answer of a Prometheus server about all of them.
+The pages come from another process on this machine over real sockets
+(`experiments.bench.fake_fleet`): a page of vLLM's shape for each replica, or one answer of a
+Prometheus server about all of them.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import argparse
 import statistics
 import time
 
-from experiments.fake_fleet import (
+from experiments.bench.fake_fleet import (
     NOW_S,
     PAGE_BYTES,
     SCRAPE_S,
     SCRAPES,
     wanted_samples,
 )
-from experiments.tick_cost import served
+from experiments.bench.options import Figures, check_positive
+from experiments.bench.tick_cost import served
 from tuner.config import EngineConfig, PrometheusConfig, ScrapeConfig, TargetConfig
 from tuner.core.clock import VirtualClock
 from tuner.core.observation import ReplicaState
 from tuner.engines.engine import Replica
 from tuner.engines.vllm import METRICS
+from tuner.live.metrics.collector import connect_collector
 from tuner.live.metrics.fields import wanted_names
 from tuner.live.pool import Member
 
@@ -35,10 +38,8 @@ def target_of(source: str, url: str) -> TargetConfig:
     return TargetConfig("bench", "static", engine, prometheus=prometheus, scrape=scrape)
 
 
-def measure_collector(*, source: str, replicas: int, repeat: int) -> dict[str, object]:
+def measure_collector(*, source: str, replicas: int, repeat: int) -> Figures:
     """CPU and wall seconds of one look, after the looks that fill the window."""
-    from tuner.live.metrics.collector import connect_collector
-
     with served(replicas) as url:
         places = {f"r-{index}": f"{url}/{index}" for index in range(replicas)}
         members = [
@@ -77,3 +78,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", choices=("scrape", "prometheus"), default="scrape")
     parser.add_argument("--replicas", type=int, default=200, help="pages (200)")
     parser.add_argument("--repeat", type=int, default=5, help="measured looks (5)")
+
+
+def measure(options: argparse.Namespace) -> Figures:
+    check_positive(options, "replicas", "repeat")
+    return measure_collector(
+        source=options.source, replicas=options.replicas, repeat=options.repeat
+    )
