@@ -32,7 +32,7 @@ _OF_A_REPLICA = frozenset({"running", "queue_depth", "kv_cache_usage"})
 """What a vLLM page tells of REPLICA_FIELDS."""
 _COUNTED = [COLUMN[f"{word}_replicas"] for word in ("ready", "starting", "draining", "status")]
 """Replica counts; the orchestrator knows them, whatever becomes of the metrics source."""
-_SCRAPED = ~np.isin(np.arange(len(FIELDS)), _COUNTED)
+_SCRAPED = np.setdiff1d(np.arange(len(FIELDS)), _COUNTED)
 
 
 def values_of(seen: Seen) -> FloatArray:
@@ -131,7 +131,7 @@ class ObservedFleet:
         if self._outage > 0:
             lost = uniform(self._seeds, self._looks) < self._outage
             self._looks += window.length_s > 0
-            values[lost[:, None] & _SCRAPED] = np.nan
+            values[np.flatnonzero(lost)[:, None], _SCRAPED] = np.nan
             age_s[lost] = np.nan
             replicas.values[lost] = np.nan
         now = ObservationArrays(

@@ -71,6 +71,8 @@ def test_render_tells_the_last_decision():
     env.reset(seed=1)
     assert env.render() == "no decision yet"
     env.step(np.ones(4, dtype=np.float32))
+    assert "a rate needs two looks" in env.render()
+    env.step(np.ones(4, dtype=np.float32))
     assert "policy" in env.render()
 
 

@@ -100,6 +100,11 @@ def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_key(wri
             "sweep.static_counts[1] is 40; expected 1 to run.max_replicas (32)",
         ),
         ("sweep: {hpa_targets: [0]}", "sweep.hpa_targets[0] is 0.0; expected above 0"),
+        (
+            "run: {scrape: {window_s: 30}}",
+            "run.scrape.window_s is 30.0; expected 4 to 240 times interval_s (60 to 3600)",
+        ),
+        ("run: {scrape: {loss: 1}}", "run.scrape.loss is 1.0; expected 0 <= chance < 1"),
         ("statistics: {block_s: 0}", "statistics.block_s is 0.0; expected above 0"),
         ("statistics: {resamples: 9}", "statistics.resamples is 9; expected at least 100"),
     ],
