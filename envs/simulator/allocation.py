@@ -9,7 +9,12 @@ from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
-from envs.simulator.step_time import ramp_table, seconds_by_batch
+from envs.simulator.step_time import (
+    ramp_table,
+    seconds_by_batch,
+    seconds_by_prefill,
+    straggler_by_batch,
+)
 from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
@@ -42,6 +47,8 @@ def allocate(
     return MEMORIES[profile.scheduler](
         engine=_engine(profile, slots, router, slo, jitter, record),
         batch_s=seconds_by_batch(profile),
+        prefill_s=seconds_by_prefill(profile),
+        straggler=straggler_by_batch(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,
         trace=rows,
@@ -69,8 +76,8 @@ def _engine(
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
     row["prefill_base_s"] = profile.step_time.prefill_base_s
-    row["per_prefill_token_s"] = profile.step_time.per_prefill_token_s
     row["per_kv_token_s"] = profile.step_time.per_kv_token_s
+    row["per_context_s"] = profile.step_time.per_context_s
     row["jitter"] = jitter
     row["router"] = ROUTERS[router]
     row["slots"] = slots

@@ -46,8 +46,8 @@ class Engine:
     chunk_tokens: Int64
     batch_size_max: Int64
     prefill_base_s: Float64
-    per_prefill_token_s: Float64
     per_kv_token_s: Float64
+    per_context_s: Float64
     jitter: Float64
     has_startup: Int64
     cold_start_s: Float64
@@ -158,6 +158,9 @@ class Replica:
     """Prompt tokens of the run's one iteration; 0 in a run of decodes."""
     context_tokens: Int64
     """Tokens that the request half-way through its prompt had done before this iteration."""
+    context_pairs: Int64
+    """Prompt tokens of the run's one iteration x tokens that their request had done before it,
+    summed over the prefilling requests."""
     runs: Int64
     """Runs since the reset; numbers the draws of jitter."""
     busy_since_s: Float64
@@ -248,6 +251,10 @@ class Memory(NamedTuple):
     """`(1,)` ENGINE."""
     batch_s: NDArray[np.float64]
     """`(batch_size_max + 1,)` seconds of an iteration by sequences."""
+    prefill_s: NDArray[np.float64]
+    """`(chunk_tokens + 1,)` seconds more by prompt tokens, without prefill_base_s."""
+    straggler: NDArray[np.float64]
+    """`(batch_size_max + 1,)` factor on all seconds of an iteration by sequences."""
     ramp_requests: NDArray[np.int64]
     """`(stages,)` admitted requests up to which a stage of the ramp lasts."""
     ramp_speed: NDArray[np.float64]

@@ -122,6 +122,7 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.iterations = 0
     replica.prefill_tokens = 0
     replica.context_tokens = 0
+    replica.context_pairs = 0
     replica.busy_since_s = -1.0
     replica.running = 0
     replica.decoding = 0

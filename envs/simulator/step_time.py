@@ -1,4 +1,10 @@
-"""Step-time law of a profile as a table over the batch size."""
+"""Step-time law of a profile as tables over the batch size and the prompt tokens.
+
+A table given as points is linear between them, and goes on along its last segment beyond the last
+one; below the first the first point's value holds, because the line drawn backwards can fall below
+zero. It is spread out over every size that can occur: 8 bytes per sequence and prompt token, once
+per fleet, against a search among the points in every iteration.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +16,7 @@ from tuner.core.profile import ServingProfile
 
 
 def seconds_by_batch(profile: ServingProfile) -> NDArray[np.float64]:
-    """Seconds of an iteration without prompt and KV terms, by sequences in the batch.
-
-    With a `batch_table`: linear between its points; beyond the last along the last segment; below
-    the first the first point's seconds hold, because the line drawn backwards can fall below zero.
+    """Seconds of an iteration without prompt, KV and straggler terms, by sequences in the batch.
 
     Returns:
         `(batch_size_max + 1,)` float64; entry 0 is no iteration and 0.
@@ -24,7 +27,7 @@ def seconds_by_batch(profile: ServingProfile) -> NDArray[np.float64]:
     law = profile.step_time
     sequences = np.arange(profile.limits.batch_size_max + 1, dtype=np.float64)
     if law.batch_table:
-        seconds = _along_table(np.array(law.batch_table, dtype=np.float64), sequences)
+        seconds = _along_table(law.batch_table, sequences)
     else:
         seconds = law.base_s + law.per_sequence_s * sequences
     bad = np.flatnonzero(~(seconds[1:] > 0) | ~np.isfinite(seconds[1:]))
@@ -38,13 +41,64 @@ def seconds_by_batch(profile: ServingProfile) -> NDArray[np.float64]:
     return seconds
 
 
-def _along_table(table: NDArray[np.float64], sequences: NDArray[np.float64]) -> NDArray[np.float64]:
-    seconds = np.interp(sequences, table[:, 0], table[:, 1])
-    if len(table) > 1:
-        (b0, s0), (b1, s1) = table[-2:]
-        beyond = sequences > b1
-        seconds[beyond] = s1 + (s1 - s0) / (b1 - b0) * (sequences[beyond] - b1)
+def seconds_by_prefill(profile: ServingProfile) -> NDArray[np.float64]:
+    """Seconds that prompt tokens add to an iteration, by their number, without prefill_base_s.
+
+    Returns:
+        `(chunk_tokens + 1,)` float64; entry 0 is 0.
+
+    Raises:
+        ProfileError: some number of prompt tokens would take less than no time.
+    """
+    law = profile.step_time
+    tokens = np.arange(profile.limits.chunk_tokens + 1, dtype=np.float64)
+    if law.prefill_table:
+        seconds = _along_table(law.prefill_table, tokens)
+    else:
+        seconds = law.per_prefill_token_s * tokens
+    seconds[0] = 0.0
+    bad = np.flatnonzero(~(seconds >= 0) | ~np.isfinite(seconds))
+    if len(bad):
+        raise ProfileError(
+            f"profile {profile.name}: step_time gives {seconds[bad[0]]} s for {bad[0]} prompt "
+            "tokens; expected at least 0: mend prefill_table or per_prefill_token_s"
+        )
     return seconds
+
+
+def straggler_by_batch(profile: ServingProfile) -> NDArray[np.float64]:
+    """Factor on all seconds of an iteration, by sequences in the batch.
+
+    Returns:
+        `(batch_size_max + 1,)` float64, 1 everywhere without a `straggler` table.
+
+    Raises:
+        ProfileError: some factor is below 1: the slowest of the ranks is not faster than all.
+    """
+    points = profile.step_time.straggler
+    sequences = np.arange(profile.limits.batch_size_max + 1, dtype=np.float64)
+    if not points:
+        return np.ones(len(sequences))
+    factors = _along_table(points, sequences)
+    bad = np.flatnonzero(~(factors >= 1) | ~np.isfinite(factors))
+    if len(bad):
+        raise ProfileError(
+            f"profile {profile.name}: step_time.straggler gives a factor of {factors[bad[0]]:g} "
+            f"for {bad[0]} sequences; expected at least 1"
+        )
+    return factors
+
+
+def _along_table(
+    points: tuple[tuple[int, float], ...], sizes: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    table = np.array(points, dtype=np.float64)
+    values = np.interp(sizes, table[:, 0], table[:, 1])
+    if len(table) > 1:
+        (x0, y0), (x1, y1) = table[-2:]
+        beyond = sizes > x1
+        values[beyond] = y1 + (y1 - y0) / (x1 - x0) * (sizes[beyond] - x1)
+    return values
 
 
 def ramp_table(profile: ServingProfile) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -18,8 +18,8 @@ import math
 
 import numpy as np
 
-from envs.simulator import draws
 from envs.simulator.compiled import inlined
+from envs.simulator.iteration_time import time_run
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.outcomes import count_first_token, count_preemption, finish
 from envs.simulator.queueing import pop_front, push_front
@@ -34,6 +34,7 @@ def start_iteration(
     replica.start_s = at_s
     replica.prefill_tokens = 0
     replica.context_tokens = 0
+    replica.context_pairs = 0
     if replica.decoding > 0:
         _take_decode_blocks(memory, engine, env, replica)
     if replica.running > replica.decoding:
@@ -42,6 +43,7 @@ def start_iteration(
         flight.chunk = min(flight.target - flight.done, budget)
         replica.prefill_tokens = flight.chunk
         replica.context_tokens = flight.done
+        replica.context_pairs = flight.chunk * flight.done
     if replica.queue_depth > 0:
         _admit(memory, engine, env, replica)
     if replica.running == 0:
@@ -209,47 +211,27 @@ def _rest(memory: Memory, env: Env, replica: Replica) -> None:
 @inlined
 def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Length of the run that the batch allows, and when it ends."""
-    kv_tokens = replica.offsets + replica.decoding * replica.steps + replica.context_tokens
-    replica.step_s = (
-        memory.batch_s[replica.running]
-        + engine.per_prefill_token_s * replica.prefill_tokens
-        + engine.per_kv_token_s * kv_tokens
-    )
-    replica.half_slope_s = 0.0
     replica.iterations = 1
-    if replica.prefill_tokens > 0:
-        replica.step_s += engine.prefill_base_s
-    else:
-        replica.half_slope_s = 0.5 * engine.per_kv_token_s * replica.decoding
+    if replica.prefill_tokens == 0:
         most = replica.next_end - replica.steps
         replica.iterations = iterations_that_fit(memory, engine, replica, most)
-    _slow_down(memory, engine, env, replica)
+    time_run(
+        memory,
+        engine,
+        env,
+        replica,
+        replica.running,
+        replica.prefill_tokens,
+        replica.context_pairs,
+        replica.offsets + replica.decoding * replica.steps + replica.context_tokens,
+        replica.iterations,
+    )
     memory.due_s[replica.index] = border_s(replica, replica.iterations)
     if replica.prefill_tokens == 0 and replica.queue_depth > 0:
         head = memory.flights[env.flight_base + replica.queue_head]
         coming = head.visible_s > replica.start_s
         if coming and replica.running < env.batch_size and _fits(engine, replica, head):
             cut_at(memory, replica, head.visible_s, replica.start_s)
-
-
-@inlined
-def _slow_down(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
-    """Stretch the run by the ramp's stage and by jitter.
-
-    One factor of mean 1 stands for the k independent ones of its iterations, so its sigma is
-    1 / sqrt(k) of theirs.
-    """
-    for stage in range(len(memory.ramp_requests)):
-        if replica.admitted <= memory.ramp_requests[stage]:
-            replica.step_s /= memory.ramp_speed[stage]
-            replica.half_slope_s /= memory.ramp_speed[stage]
-            break
-    if engine.jitter > 0.0:
-        number = (replica.slot << 40) + replica.runs
-        sigma = engine.jitter / math.sqrt(float(replica.iterations))
-        factor = draws.lognormal_of_mean_one(env.seed, draws.JITTER, number, sigma)
-        replica.step_s *= factor
-        replica.half_slope_s *= factor
 
 
 @inlined
