@@ -9,6 +9,7 @@ from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
+from envs.simulator.schedulers import options_of, room_of
 from envs.simulator.step_time import (
     ramp_table,
     seconds_by_batch,
@@ -21,6 +22,9 @@ from tuner.core.trace import Trace
 
 _FIRST_POOL = 256
 """Requests in flight that an env has room for at first; doubled when full."""
+
+UNLIMITED = 2**62
+"""Requests that no replica ever has."""
 
 
 def allocate(
@@ -39,6 +43,8 @@ def allocate(
     rows["arrival_s"] = trace.arrival_s
     rows["prompt_tokens"] = trace.prompt_tokens
     rows["output_tokens"] = trace.output_tokens
+    if profile.kv.prefix_cache and trace.prefix_hit_tokens is not None:
+        rows["hit_tokens"] = trace.prefix_hit_tokens
     envs = np.zeros(n, ENV)
     envs["flight_base"] = np.arange(n) * _FIRST_POOL
     envs["flight_capacity"] = _FIRST_POOL
@@ -71,8 +77,16 @@ def _engine(
     engine = np.zeros(1, ENGINE)
     row = engine[0]
     row["block_tokens"] = profile.kv.block_tokens
-    row["blocks"] = profile.kv.blocks
+    room = room_of(profile)
+    row["blocks"] = room.blocks
     row["watermark_blocks"] = profile.kv.watermark_blocks
+    row["prompt_blocks_max"] = room.prompt_blocks_max
+    row["total_tokens_max"] = room.total_tokens_max
+    options = options_of(profile)
+    row["max_queued_requests"] = options.get("max_queued_requests") or UNLIMITED
+    row["async_scheduling"] = options.get("async", False)
+    row["long_prefill_tokens"] = options.get("long_prefill_token_threshold", 0)
+    row["reserve_full_isl"] = options.get("reserve_full_isl", False)
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
     row["prefill_base_s"] = profile.step_time.prefill_base_s

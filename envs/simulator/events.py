@@ -24,7 +24,7 @@ from envs.simulator.lifecycle import (
 from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
 from envs.simulator.routing import arrive, dispatch, next_kept
-from envs.simulator.rules import cap_raised, end_run, start_iteration
+from envs.simulator.rules import cap_changed, end_run, start_iteration
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
@@ -108,12 +108,11 @@ def apply(
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
         env = memory.envs[index]
-        raised = batch_size[index] > env.batch_size
-        env.batch_size = batch_size[index]
-        if raised:
+        if batch_size[index] != env.batch_size:
+            env.batch_size = batch_size[index]
             for slot in range(env.top):
                 replica = memory.replicas[index * engine.slots + slot]
-                cap_raised(memory, engine, env, replica, env.clock_s)
+                cap_changed(memory, engine, env, replica, env.clock_s)
         restart = threads[index] != env.threads
         env.threads = threads[index]
         env.warmup_requests = warmup_requests[index]

@@ -126,6 +126,11 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.busy_since_s = -1.0
     replica.running = 0
     replica.decoding = 0
+    replica.scheduled = 0
+    replica.leaving = 0
+    replica.leaving_blocks = 0
+    replica.formed_s = -math.inf
+    replica.cap = 0
     replica.steps = 0
     replica.offsets = 0
     replica.next_end = 0

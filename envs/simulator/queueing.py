@@ -43,6 +43,8 @@ def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
     flight.next = NO_REQUEST
     flight.prompt_tokens = arrival.prompt_tokens
     flight.total_tokens = arrival.prompt_tokens + arrival.output_tokens
+    hit_tokens = int(env.prefix_hits * arrival.hit_tokens)
+    flight.hit_tokens = min(hit_tokens, arrival.prompt_tokens)
     flight.known_tokens = arrival.prompt_tokens
     flight.target = arrival.prompt_tokens
     flight.done = 0

@@ -70,16 +70,17 @@ def next_kept(memory: Memory, env: Env, request: int) -> int:
 def _is_too_large(memory: Memory, engine: Engine, request: int) -> bool:
     """Whether no empty replica could admit the request, or hold all of it."""
     arrival = memory.trace[request]
-    tokens = arrival.prompt_tokens + arrival.output_tokens
-    if tokens > engine.blocks * engine.block_tokens:
+    if arrival.prompt_tokens + arrival.output_tokens > engine.total_tokens_max:
         return True
-    blocks = blocks_for(engine, arrival.prompt_tokens)
-    return blocks > engine.blocks - engine.watermark_blocks
+    return blocks_for(engine, arrival.prompt_tokens) > engine.prompt_blocks_max
 
 
 @inlined
 def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     replica = memory.replicas[env.index * engine.slots + _choose(memory, engine, env)]
+    if replica.queue_depth + replica.running >= engine.max_queued_requests:
+        reject(memory, engine, env, request)
+        return
     entry = take_entry(memory, env)
     flight = fill_entry(memory, env, entry, request)
     flight.visible_s = at_s

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -83,6 +84,9 @@ class Sums:
 class Oracle:
     """One cluster."""
 
+    own_blocks = 0
+    """KV blocks that the engine keeps for itself."""
+
     def __init__(
         self,
         trace: Trace,
@@ -99,6 +103,7 @@ class Oracle:
     ) -> None:
         self.profile = profile
         self.kv = profile.kv
+        self.blocks = profile.kv.blocks - self.own_blocks
         self.seed = seed
         self.router = router
         self.now_s = start_s
@@ -163,16 +168,22 @@ class Oracle:
 
     def _arrive(self, request: Request) -> None:
         self.sums.arrivals += 1
-        prompt_blocks = math.ceil(request.prompt / self.kv.block_tokens)
-        if (
-            request.total > self.kv.blocks * self.kv.block_tokens
-            or prompt_blocks > self.kv.blocks - self.kv.watermark_blocks
-        ):
-            request.rejected = True
-            self.sums.rejected += 1
+        if self._too_large(request):
+            self._reject(request)
             return
         self.waiting.append(request)
         self._send_waiting()
+
+    def _too_large(self, request: Request) -> bool:
+        prompt_blocks = math.ceil(request.prompt / self.kv.block_tokens)
+        return (
+            request.total > self.kv.blocks * self.kv.block_tokens
+            or prompt_blocks > self.kv.blocks - self.kv.watermark_blocks
+        )
+
+    def _reject(self, request: Request) -> None:
+        request.rejected = True
+        self.sums.rejected += 1
 
     def _send_waiting(self) -> None:
         while self.waiting and any(replica.state == "ready" for replica in self.slots):
@@ -184,12 +195,21 @@ class Oracle:
             chosen = min(ready, key=lambda r: (r.slot - self.cursor) % len(self.slots))
             self.cursor = chosen.slot + 1
         elif self.router == "least_pending":
-            chosen = min(ready, key=lambda r: len(r.queue))
+            chosen = min(ready, key=lambda r: len(self.queue_of(r)))
         else:
-            chosen = min(ready, key=lambda r: len(r.queue) + len(r.running))
+            chosen = min(ready, key=lambda r: len(self.queue_of(r)) + len(self.running_of(r)))
+        if self._refuses(chosen):
+            self._reject(request)
+            return
         request.replica = chosen.slot
         request.visible_s = self._through_frontend(chosen, request)
         chosen.queue.append(request)
+        self._entered(chosen, request)
+
+    def _refuses(self, replica: Replica) -> bool:
+        return False
+
+    def _entered(self, chosen: Replica, request: Request) -> None:
         if not chosen.batch:
             self._start_iteration(chosen)
         elif chosen.iteration_s == self.now_s:  # here by its start: in it, if there is room
@@ -395,7 +415,7 @@ class Oracle:
         replica.threads = self.threads
         replica.warmups = self.warmup_requests
         replica.started_s = self.now_s
-        replica.free = self.kv.blocks
+        replica.free = self.blocks
         replica.batch = []
         replica.due_s = math.inf
         replica.iteration_s = math.nan
@@ -429,6 +449,21 @@ class Oracle:
         replica.due_s = math.inf
 
     # what can be seen
+
+    def queue_of(self, replica: Replica) -> Sequence[Request]:
+        return replica.queue
+
+    def running_of(self, replica: Replica) -> Sequence[Request]:
+        return replica.running
+
+    def blocks_of(self, replica: Replica) -> int:
+        return sum(request.blocks for request in replica.running)
+
+    def tokens_of(self, replica: Replica) -> int:
+        return sum(request.done for request in replica.running)
+
+    def queued_tokens_of(self, replica: Replica) -> int:
+        return sum(request.target for request in replica.queue)
 
     def column(self, name: str) -> np.ndarray:
         return np.array([getattr(request, name) for request in self.requests])

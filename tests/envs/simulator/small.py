@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.simulator import Fleet, FleetSettings
 from tests.envs.simulator.oracle import Oracle
+from tests.envs.simulator.oracle_vllm import VllmOracle
 from tuner.core.profile import (
     EngineLimits,
     Frontend,
@@ -64,11 +65,14 @@ class Case:
     end_s: float = 1000.0
 
 
-def trace(rows: Sequence[tuple[float, int, int]]) -> Trace:
-    """From (arrival_s, prompt_tokens, output_tokens)."""
+def trace(rows: Sequence[tuple[float, int, int]], hits: Sequence[int] | None = None) -> Trace:
+    """From (arrival_s, prompt_tokens, output_tokens), and prefix_hit_tokens."""
     arrival_s, prompt, output = zip(*rows, strict=True)
     return Trace(
-        np.array(arrival_s, np.float64), np.array(prompt, np.int32), np.array(output, np.int32)
+        np.array(arrival_s, np.float64),
+        np.array(prompt, np.int32),
+        np.array(output, np.int32),
+        prefix_hit_tokens=None if hits is None else np.array(hits, np.int32),
     )
 
 
@@ -110,9 +114,12 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
     return made
 
 
+ORACLES: dict[str, type[Oracle]] = {"vidur-sarathi": Oracle, "vllm-v1": VllmOracle}
+
+
 def oracle(case: Case) -> Oracle:
     first = case.ticks[0]
-    return Oracle(
+    return ORACLES[case.profile.scheduler](
         case.trace,
         case.profile,
         seed=case.seed,

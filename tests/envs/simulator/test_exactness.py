@@ -119,8 +119,8 @@ def run_both(case: Case) -> tuple[Fleet, Oracle]:
 
 
 def assert_same_gauges(gauges: Gauges, oracle: Oracle) -> None:
-    waiting = len(oracle.waiting) + sum(len(replica.queue) for replica in oracle.slots)
-    running = sum(len(replica.running) for replica in oracle.slots)
+    waiting = len(oracle.waiting) + sum(len(oracle.queue_of(r)) for r in oracle.slots)
+    running = sum(len(oracle.running_of(r)) for r in oracle.slots)
     assert gauges.queue_depth[0] == waiting
     assert gauges.running[0] == running
     assert gauges.in_flight[0] == waiting + running
@@ -129,12 +129,10 @@ def assert_same_gauges(gauges: Gauges, oracle: Oracle) -> None:
     assert gauges.draining[0] == oracle.count("draining")
     for slot, replica in enumerate(oracle.slots):
         if replica.state in ("ready", "draining"):
-            used = sum(request.blocks for request in replica.running)
-            usage = gauges.replica_kv_cache_usage[0, slot]
-            assert usage == pytest.approx(used / oracle.kv.blocks, abs=1e-12)
-            tokens = sum(request.done for request in replica.running)
-            assert gauges.replica_kv_tokens[0, slot] == tokens
-            queued = sum(request.target for request in replica.queue)
+            used = oracle.blocks_of(replica) / oracle.blocks
+            assert gauges.replica_kv_cache_usage[0, slot] == pytest.approx(used, abs=1e-12)
+            assert gauges.replica_kv_tokens[0, slot] == oracle.tokens_of(replica)
+            queued = oracle.queued_tokens_of(replica)
             assert gauges.replica_queued_prompt_tokens[0, slot] == queued
 
 
