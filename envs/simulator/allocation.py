@@ -108,6 +108,8 @@ def _engine(
         row["cores"] = profile.frontend.cores
         row["per_request_s"] = profile.frontend.per_request_s
         row["per_token_s"] = profile.frontend.per_token_s
+        row["per_output_token_s"] = profile.frontend.per_output_token_s
+        row["ingress_s"] = profile.frontend.ingress_s
     return engine
 
 
@@ -119,6 +121,9 @@ def with_workers(memory: Memory, slots: int, workers: int) -> Memory:
     replicas = len(memory.replicas)
     grown = np.full((replicas, workers), -np.inf)
     grown[:, :present] = memory.workers.reshape(replicas, present)
+    if present > 0:
+        replica, worker = np.divmod(memory.flights["worker"], present)
+        memory.flights["worker"] = replica * workers + worker
     memory.engine["workers"] = workers
     memory.replicas["worker_base"] = np.arange(replicas) * workers
     return memory._replace(workers=grown.reshape(-1))

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.compiled import entry, inlined
+from envs.simulator.frontend import stream_ended_run
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
     leave_if_drained,
@@ -197,6 +198,7 @@ def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: f
         stage_ended(memory, engine, env, replica, at_s)
         return
     if replica.running > 0:
+        stream_ended_run(memory, engine, replica)
         end_run(memory, engine, env, replica, at_s)
     start_iteration(memory, engine, env, replica, at_s)
     leave_if_drained(memory, engine, env, replica, at_s)

@@ -70,6 +70,8 @@ class Engine:
     cores: Int64
     per_request_s: Float64
     per_token_s: Float64
+    per_output_token_s: Float64
+    ingress_s: Float64
     router: Int64
     slots: Int64
     workers: Int64
@@ -167,6 +169,8 @@ class Replica:
     """Seconds of the run's first iteration."""
     half_slope_s: Float64
     """Each iteration of the run takes twice this longer than the one before."""
+    streamed: Int64
+    """Iterations of the run whose tokens the frontend has been given; see `frontend.py`."""
     prefill_tokens: Int64
     """Prompt tokens of the run's one iteration; 0 in a run of decodes."""
     context_tokens: Int64
@@ -230,9 +234,11 @@ class Flight:
     chunk: Int32
     """Tokens it prefills in the iteration that is running."""
     preemptions: Int32
+    worker: Int32
+    """Row of `workers` of the frontend worker that took it in, if there is a frontend."""
     arrival_s: Float64
     visible_s: Float64
-    """When the frontend hands it to the engine."""
+    """When the engine knows it."""
     ttft_s: Float64
     """NaN before the first token."""
 

@@ -120,6 +120,7 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.ready_s = math.nan
     replica.start_s = -math.inf
     replica.iterations = 0
+    replica.streamed = 0
     replica.prefill_tokens = 0
     replica.context_tokens = 0
     replica.context_pairs = 0

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -37,6 +37,7 @@ class Request:
     e2e_s: float = math.nan
     replica: int = -1
     preemptions: int = 0
+    worker: int = -1
     given: int = 0
     rejected: bool = False
 
@@ -100,8 +101,11 @@ class Oracle:
         threads: int = 1,
         warmup_requests: int = 0,
         start_s: float = 0.0,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         self.profile = profile
+        self.factors = {"step_time": 1.0, "prefill": 1.0, "kv": 1.0, "slow_slot": -1, "slow": 1.0}
+        self.factors |= factors or {}
         self.kv = profile.kv
         self.blocks = profile.kv.blocks - self.own_blocks
         self.seed = seed
@@ -220,13 +224,31 @@ class Oracle:
         frontend = self.profile.frontend
         if frontend is None:
             return self.now_s
-        service_s = frontend.per_request_s + frontend.per_token_s * request.prompt
-        service_s *= max(1.0, replica.threads / frontend.cores)
-        replica.workers.sort()
-        out_s = max(self.now_s, replica.workers.pop(0)) + service_s
-        replica.workers.append(out_s)
+        cpu_s = frontend.per_request_s + frontend.per_token_s * request.prompt
+        request.worker = replica.workers.index(min(replica.workers))
+        out_s = self._work(replica, request.worker, cpu_s) + frontend.ingress_s
         replica.last_visible_s = max(replica.last_visible_s, out_s)
         return replica.last_visible_s
+
+    def _work(self, replica: Replica, worker: int, cpu_s: float) -> float:
+        """Give a frontend worker CPU work to do after what it has; when that is done."""
+        seconds = cpu_s * max(1.0, replica.threads / self.profile.frontend.cores)
+        replica.workers[worker] = max(self.now_s, replica.workers[worker]) + seconds
+        return replica.workers[worker]
+
+    def _stream(self, replica: Replica, tokens: int) -> None:
+        """Share the tokens of an iteration's decodes out over the workers."""
+        frontend = self.profile.frontend
+        if frontend is not None and frontend.per_output_token_s and tokens:
+            for worker in range(replica.threads):
+                self._work(replica, worker, frontend.per_output_token_s * tokens / replica.threads)
+
+    def _delivered_s(self, replica: Replica, request: Request, tokens: int = 0) -> float:
+        """When the client has the request's token of now, `tokens` of which are yet to stream."""
+        frontend = self.profile.frontend
+        if frontend is None or not frontend.per_output_token_s:
+            return self.now_s
+        return self._work(replica, request.worker, frontend.per_output_token_s * tokens)
 
     # iterations
 
@@ -306,23 +328,28 @@ class Oracle:
         law = self.profile.step_time
         batch = replica.batch
         if law.batch_table:
-            seconds = self._table_seconds(len(batch))
+            seconds = _along(law.batch_table, len(batch))
         else:
             seconds = law.base_s + law.per_sequence_s * len(batch)
-        prefill_tokens = sum(r.tokens_now for r in batch if not r.decoding)
-        seconds += law.per_prefill_token_s * prefill_tokens
-        seconds += law.prefill_base_s if prefill_tokens else 0.0
-        seconds += law.per_kv_token_s * sum(r.done for r in batch)
+        seconds += self.factors["prefill"] * self._prefill_seconds(batch)
+        seconds += self.factors["kv"] * law.per_kv_token_s * sum(r.done for r in batch)
+        if law.straggler:
+            seconds *= _along(law.straggler, len(batch))
+        seconds *= self.factors["step_time"]
+        if replica.slot == self.factors["slow_slot"]:
+            seconds *= self.factors["slow"]
         return seconds / self._speed(replica)
 
-    def _table_seconds(self, batch: int) -> float:
-        points = self.profile.step_time.batch_table
-        if batch <= points[0][0] or len(points) == 1:
-            return points[0][1]
-        for (b0, s0), (b1, s1) in pairwise(points):
-            if batch <= b1 or (b1, s1) == points[-1]:
-                return s0 + (s1 - s0) * (batch - b0) / (b1 - b0)
-        raise AssertionError
+    def _prefill_seconds(self, batch: list[Request]) -> float:
+        law = self.profile.step_time
+        prefilling = [request for request in batch if not request.decoding]
+        tokens = sum(request.tokens_now for request in prefilling)
+        if tokens == 0:
+            return 0.0
+        seconds = law.per_context_s * sum(r.tokens_now * r.done for r in prefilling)
+        if law.prefill_table:
+            return seconds + _along(law.prefill_table, tokens)
+        return seconds + law.prefill_base_s + law.per_prefill_token_s * tokens
 
     def _speed(self, replica: Replica) -> float:
         first = 0
@@ -334,19 +361,22 @@ class Oracle:
 
     def _end_iteration(self, replica: Replica) -> None:
         self.sums.iterations += 1
+        decodes = [request for request in replica.batch if request.decoding]
+        self._stream(replica, sum(r.done + 1 - r.prompt > r.given for r in decodes))
         for request in replica.batch:
             request.done += request.tokens_now
             if not request.decoding and request.done == request.target:
                 request.decoding = True
                 request.done += 1
                 if math.isnan(request.ttft_s):
-                    request.ttft_s = self.now_s - request.arrival_s
+                    delivered_s = self._delivered_s(replica, request, tokens=1)
+                    request.ttft_s = delivered_s - request.arrival_s
                     self.sums.prompt_tokens += request.prompt
             if request.decoding and request.done - request.prompt > request.given:
                 request.given += 1
                 self.sums.output_tokens += 1
             if request.decoding and request.done == request.total:
-                request.e2e_s = self.now_s - request.arrival_s
+                request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
                 replica.free += request.blocks
                 request.blocks = 0
                 self.sums.finished += 1
@@ -470,3 +500,13 @@ class Oracle:
 
     def count(self, state: str) -> int:
         return sum(replica.state == state for replica in self.slots)
+
+
+def _along(points: Sequence[tuple[int, float]], at: int) -> float:
+    """The line through the points, level before the first, straight on beyond the last."""
+    if at <= points[0][0] or len(points) == 1:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if at <= x1 or (x1, y1) == points[-1]:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+    raise AssertionError

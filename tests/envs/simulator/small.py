@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from envs.simulator import Fleet, FleetSettings
+from envs.simulator import EnvFactors, Fleet, FleetSettings
 from tests.envs.simulator.oracle import Oracle
 from tests.envs.simulator.oracle_vllm import VllmOracle
 from tuner.core.profile import (
@@ -63,6 +63,8 @@ class Case:
     slots: int = 3
     seed: int = 7
     end_s: float = 1000.0
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Of `EnvFactors`; 1 where not named."""
 
 
 def trace(rows: Sequence[tuple[float, int, int]], hits: Sequence[int] | None = None) -> Trace:
@@ -110,6 +112,9 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
         start_s=np.full(n, first.at_s),
         seeds=np.full(n, case.seed, np.uint64),
         settings=settings(first, n),
+        factors=replace(
+            EnvFactors.none(n), **{name: np.full(n, value) for name, value in case.factors.items()}
+        ),
     )
     return made
 
@@ -130,11 +135,13 @@ def oracle(case: Case) -> Oracle:
         threads=first.threads,
         warmup_requests=first.warmup_requests,
         start_s=first.at_s,
+        factors=case.factors,
     )
 
 
-def with_frontend(profile: ServingProfile = PROFILE) -> ServingProfile:
-    return replace(profile, frontend=Frontend(cores=2, per_request_s=0.0123, per_token_s=0.000321))
+def with_frontend(profile: ServingProfile = PROFILE, **changes: float) -> ServingProfile:
+    usual = Frontend(cores=2, per_request_s=0.0123, per_token_s=0.000321)
+    return replace(profile, frontend=replace(usual, **changes))
 
 
 def with_startup(profile: ServingProfile = PROFILE, **changes: object) -> ServingProfile:

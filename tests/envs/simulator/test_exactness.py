@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from envs.simulator import ROUTERS, Fleet, Gauges
 from tests.envs.simulator import small
 from tests.envs.simulator.oracle import Oracle
 from tests.envs.simulator.small import PROFILE, Case
-from tuner.core.profile import KvCache
+from tuner.core.profile import KvCache, ServingProfile
 
 GAP_S = 0.0031415926535
 """Arrivals are whole multiples; ticks are of another irrational number, so that they never meet."""
@@ -46,6 +47,7 @@ def cases(draw: st.DrawFn) -> Case:
         slots=slots,
         seed=draw(st.integers(0, 2**64 - 1)),
         end_s=200.0,
+        factors=_factors(draw, slots),
     )
 
 
@@ -64,13 +66,44 @@ def _profile(draw: st.DrawFn):
         law = replace(profile.step_time, base_s=0.0, per_sequence_s=0.0, batch_table=table)
         profile = replace(profile, step_time=law)
     if draw(st.booleans()):
+        profile = _with_more_terms(draw, profile)
+    if draw(st.booleans()):
         ramp = draw(st.sampled_from([(), ((2, 0.3), (3, 0.7))]))
         profile = small.with_startup(
             profile, cold_start_s=draw(st.sampled_from([0.01, 0.2])), ramp=ramp
         )
     if draw(st.booleans()):
-        profile = small.with_frontend(profile)
+        profile = small.with_frontend(
+            profile,
+            per_output_token_s=draw(st.sampled_from([0.0, 0.000123, 0.00231])),
+            ingress_s=draw(st.sampled_from([0.0, 0.0156])),
+        )
     return profile
+
+
+def _with_more_terms(draw: st.DrawFn, profile: ServingProfile) -> ServingProfile:
+    """Tables over the prompt tokens and of the straggler, and attention over the context."""
+    law = replace(
+        profile.step_time, per_context_s=draw(st.sampled_from([0.0, math.sqrt(13) * 1e-6]))
+    )
+    if draw(st.booleans()):
+        table = ((3, 0.00217), (11, 0.00319), (40, 0.00853))
+        law = replace(law, prefill_base_s=0.0, per_prefill_token_s=0.0, prefill_table=table)
+    if draw(st.booleans()):
+        law = replace(law, straggler=((2, 1.0231), (5, 1.1773)))
+    return replace(profile, step_time=law)
+
+
+def _factors(draw: st.DrawFn, slots: int) -> dict[str, float]:
+    if draw(st.booleans()):
+        return {}
+    return {
+        "step_time": draw(st.sampled_from([0.8237, 1.0, 1.3123])),
+        "prefill": draw(st.sampled_from([0.7113, 1.0, 1.9371])),
+        "kv": draw(st.sampled_from([0.0, 1.0, 31.71])),
+        "slow_slot": draw(st.integers(-1, slots - 1)),
+        "slow": draw(st.sampled_from([1.0, 1.7321])),
+    }
 
 
 def _ticks(draw: st.DrawFn, slots: int, frontend: bool) -> tuple[small.Tick, ...]:
