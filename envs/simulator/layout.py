@@ -226,7 +226,8 @@ class Replica:
     next_end: Int64
     """No decoding request ends before this step; a lower bound once one was preempted."""
     repeating: Int64
-    """Decoding requests that decode tokens they have had before; see `Flight.known_tokens`."""
+    """Decoding requests that an iteration of the run gives no new token: they decode tokens they
+    have had before, see `Flight.known_tokens`, or, under vllm-v1, the budget leaves them out."""
     free_blocks: Int64
     admitted: Int64
     """Requests admitted, warm-up requests included; gives the stage of the ramp."""

@@ -88,9 +88,10 @@ def end_run(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: fl
     k = replica.iterations
     if k > 1:
         replica.free_blocks -= new_blocks(memory, engine, replica, replica.steps + 1, k - 1)
-    late = _hold_back(memory, engine, env, replica)
+    if replica.repeating > 0:
+        _hold_back(memory, engine, env, replica)
     replica.steps += k
-    env.window_output_tokens += k * (replica.decoding - late)
+    env.window_output_tokens += k * (replica.decoding - replica.repeating)
     if replica.decoding > 0 and replica.steps == replica.next_end:
         _end_decodes(memory, engine, env, replica, at_s)
     if replica.prefill_tokens > 0:
@@ -135,6 +136,7 @@ def _form(
     replica.context_tokens = 0
     replica.context_pairs = 0
     replica.scheduled = 0
+    replica.repeating = 0
     limit = _chunk_limit(memory, engine, env, replica, formed_s)
     preempted = False
     if replica.running > replica.leaving:
@@ -222,6 +224,7 @@ def _walk(memory: Memory, engine: Engine, env: Env, replica: Replica, limit: int
             _prefill(replica, flight, tokens)
         else:
             replica.scheduled += tokens
+            replica.repeating += 1 - tokens
         position += 1
     return replica.running < before
 
@@ -407,12 +410,8 @@ def _cut_for_head(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
 
 
 @inlined
-def _hold_back(memory: Memory, engine: Engine, env: Env, replica: Replica) -> int:
-    """Set back the decodes that the budget left out of the iteration; how many.
-
-    Where any was, the iteration has prefilled, and the run is this one iteration.
-    """
-    late = 0
+def _hold_back(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
+    """Set back the decodes that the budget left out of the run's one iteration."""
     for position in range(replica.scheduled, replica.running):
         end = memory.batch_ends[replica.lane + position]
         if end == PREFILLING:
@@ -421,8 +420,6 @@ def _hold_back(memory: Memory, engine: Engine, env: Env, replica: Replica) -> in
         uncount_decode(memory, engine, replica, offset)
         count_decode(memory, engine, replica, offset - 1)
         memory.batch_ends[replica.lane + position] = end + 1
-        late += 1
-    return late
 
 
 @inlined

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
-from experiments.report.page import require_report_extra, write_report
+from experiments.report.page import write_report
+from experiments.report.template import require_report_extra
 
 __all__ = ["require_report_extra", "write_report"]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
-from importlib.resources import files
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +11,13 @@ from experiments.comparison import Comparison, PolicyOutcome
 from experiments.readable import NOTHING, duration, figure, percent, shown_interval
 from experiments.report.colours import colours_of, token
 from experiments.report.frontier import frontier
+from experiments.report.template import render_template
 from experiments.report.timelines import timelines
-from experiments.summary import METRICS, Metric, plain
+from experiments.summary import METRICS, Metric
 from experiments.sweep import Sweep
 from experiments.verdict import notes, verdicts
-from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
-
-
-def require_report_extra() -> None:
-    """Asks for the packages of the report before minutes of simulation, not after.
-
-    Raises:
-        InputError: one is not installed.
-    """
-    for package in ("jinja2", "plotly"):
-        if find_spec(package) is None:
-            raise InputError(
-                f"the report needs {package}, which is not installed; "
-                "install deepseek-tuner[report]"
-            )
 
 
 def write_report(comparison: Comparison, run: Mapping[str, object], path: Path) -> None:
@@ -50,25 +33,15 @@ def write_report(comparison: Comparison, run: Mapping[str, object], path: Path) 
 
 def render(comparison: Comparison, run: Mapping[str, object]) -> str:
     """The report as HTML: styles, scripts, plotly.js and data in one file, nothing fetched."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-    from markupsafe import Markup
-    from plotly.offline import get_plotlyjs
-
-    folder = files("experiments.report")
-    environment = Environment(
-        loader=PackageLoader("experiments.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     names = [outcome.name for outcome in comparison.policies]
     colours = colours_of([*names, *comparison.tuning.curves])
     plots = {
         "frontier": frontier(comparison, colours),
         "timelines": timelines(comparison, colours),
     }
-    return environment.get_template("page.html").render(
+    return render_template(
+        "page.html",
+        plots=plots,
         comparison=comparison,
         run=run,
         title=f"{_listed(names)} on {comparison.trace.name}",
@@ -89,11 +62,6 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         config=list(_flat(asdict(comparison.config))),
         profile=comparison.profile,
         errors=error_rows(comparison.profile),
-        # Scripts and data are ours; only what could end the element early is escaped.
-        style=Markup(_text(folder, "style.css")),
-        script=Markup(_text(folder, "charts.js")),
-        plotly=Markup(get_plotlyjs()),
-        plots=Markup(_json(plots)),
     )
 
 
@@ -212,14 +180,3 @@ def _value(value: object) -> str:
 
 def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
-
-
-def _text(folder: Any, name: str) -> str:
-    text: str = (folder / name).read_text(encoding="utf-8")
-    return text
-
-
-def _json(value: object) -> str:
-    """JSON that may stand in a script element: `</script>` cannot occur in it."""
-    text = json.dumps(plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c")

@@ -149,19 +149,22 @@ class VllmOracle(Oracle):
     def _end_iteration(self, replica: Replica) -> None:
         self.sums.iterations += 1
         engine = self.engines[replica.slot]
-        for share in engine.pipeline.popleft().shares:
+        shares = [share for share in engine.pipeline.popleft().shares if share.samples]
+        decodes = [share for share in shares if share.decoding]
+        prefills = [share for share in shares if not share.decoding]
+        self._stream(replica, len(decodes))
+        for share in decodes + prefills:
             request = share.request
-            if not share.samples:
-                continue
             if share.life == request.preemptions:
                 engine.coming[request.number] -= 1
             request.given += 1
             self.sums.output_tokens += 1
             if request.given == 1:
-                request.ttft_s = self.now_s - request.arrival_s
+                delivered_s = self._delivered_s(replica, request, tokens=1)
+                request.ttft_s = delivered_s - request.arrival_s
                 self.sums.prompt_tokens += request.prompt
             if request.given == request.output:
-                request.e2e_s = self.now_s - request.arrival_s
+                request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
                 self.sums.finished += 1
                 replica.free += request.blocks
                 request.blocks = 0

@@ -1,0 +1,1 @@
+"""How wrong the simulator is: exactness, distributions by load, and decisions."""
