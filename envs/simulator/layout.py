@@ -193,14 +193,15 @@ class Replica:
     """Runs since the reset; numbers the draws of jitter."""
     busy_since_s: Float64
     # batch: under sglang and vidur-sarathi the first `decoding` positions decode and the others
-    # prefill; under vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING` as its end
+    # prefill; under vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING`
+    # as its end
     running: Int64
     decoding: Int64
     scheduled: Int64
     """vllm-v1: the first so many positions are computed in this iteration, the others wait."""
     leaving: Int64
-    """Not vidur-sarathi: requests that have ended, and keep place and blocks until the next batch is formed;
-    0 between events."""
+    """Not vidur-sarathi: requests that have ended, and keep place and blocks until the next batch
+    is formed; 0 between events."""
     leaving_blocks: Int64
     leaving_tokens: Int64
     """sglang: tokens kept free for what those that have ended might have asked for."""

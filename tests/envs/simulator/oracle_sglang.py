@@ -1,8 +1,8 @@
 """The rules of `sglang` as a naive plain-Python loop: the engine's own turns, one by one.
 
 Every turn receives what has come, forms a batch, launches it behind the one that runs, and handles
-the results of that one when it ends. The cluster around it (router, frontend, starts) is the common oracle's, which sees a request enter
-and leave the batch at the start of an iteration.
+the results of that one when it ends. The cluster around it (router, frontend, starts) is the common
+oracle's, which sees a request enter and leave the batch at the start of an iteration.
 """
 
 from __future__ import annotations
