@@ -92,7 +92,8 @@ def _engine(
         row["prefills_alone"] = 1
         row["max_new_tokens"] = options["max_new_tokens"]
         row["max_prefill_tokens"] = options["max_prefill_tokens"]
-        first, least, decay = new_token_ratios(options["schedule_conservativeness"])
+        conservativeness = float(options["schedule_conservativeness"] or 0.0)
+        first, least, decay = new_token_ratios(conservativeness)
         row["ratio_first"] = first
         row["ratio_least"] = least
         row["ratio_decay"] = decay

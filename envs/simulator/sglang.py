@@ -225,9 +225,10 @@ def _asked_tokens(engine: Engine, flight: Flight) -> int:
 def _output_tokens(memory: Memory, env: Env, replica: Replica, position: int) -> int:
     """Output tokens of a decoding request that were known when the batch was formed."""
     flight = flight_at(memory, env, replica, position)
-    done = replica.steps + flight.total_tokens - memory.batch_ends[replica.lane + position]
+    end: int = memory.batch_ends[replica.lane + position]
+    done = replica.steps + flight.total_tokens - end
     late = position >= replica.decoding - replica.late
-    return done - flight.prompt_tokens - int(late)
+    return done - flight.prompt_tokens - late
 
 
 @inlined

@@ -100,7 +100,8 @@ WORKED = {
     # 40 tokens of cache, 8 asked for. The first counts for 8 + 8 + 4, so 20 are left. The second
     # needs 16 + 8 + 4; at 10.8, when the first holds 8 and keeps 7 x 0.7 free, there are 27.1. It
     # waits until 80.8, and so does the third, which needs 2 + 8 + 4 and would have fitted. Behind
-    # the second it finds 40 - 28; at 92.4, when that one holds 16 and keeps 7 x 0.693 free, it fits.
+    # the second it finds 40 - 28. At 92.4, when that one holds 16 and keeps 7 x 0.693 free, it
+    # fits.
     "the first that does not fit ends the scan": Worked(
         ((0.0, 8, 8), (0.0, 16, 8), (0.0, 2, 2)),
         (10.8, 92.4, 102.6),
