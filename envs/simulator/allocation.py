@@ -21,6 +21,7 @@ from tuner.core.profile import ServingProfile
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
+_SHARED = {"engine", "batch_s", "prefill_s", "straggler", "ramp_requests", "ramp_speed", "trace"}
 _FIRST_POOL = 256
 """Requests in flight that an env has room for at first; doubled when full."""
 
@@ -121,6 +122,12 @@ def _engine(
         row["per_output_token_s"] = profile.frontend.per_output_token_s
         row["ingress_s"] = profile.frontend.ingress_s
     return engine
+
+
+def bytes_of_envs(memory: Memory) -> int:
+    """Bytes of the arrays that grow with the envs; what they share (trace, tables) is left out."""
+    own = set(Memory._fields) - _SHARED
+    return sum(getattr(memory, name).nbytes for name in own)
 
 
 def with_workers(memory: Memory, slots: int, workers: int) -> Memory:

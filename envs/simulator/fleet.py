@@ -10,7 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator import events, telemetry
-from envs.simulator.allocation import allocate, with_larger_pools, with_workers
+from envs.simulator.allocation import (
+    allocate,
+    bytes_of_envs,
+    with_larger_pools,
+    with_workers,
+)
 from envs.simulator.layout import Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
@@ -20,6 +25,8 @@ from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
 DEFAULT_SLO = Slo()
+_LEAST_FACTOR = {"kv": 0, "prefix_hits": 0, "slow": 1, "slow_slot": -1}
+"""Least value of a factor; the others must be above 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +49,11 @@ class FleetSettings:
 @dataclass(frozen=True, eq=False)
 class EnvFactors:
     """What sets one simulated world apart from its profile and trace; `(n,)` each, 1 changes
-    nothing."""
+    nothing.
+
+    Raises:
+        ValueError: a factor is out of its range.
+    """
 
     step_time: NDArray[np.float64]
     """Times the seconds of every iteration, > 0."""
@@ -60,6 +71,14 @@ class EnvFactors:
     """The one slot whose replicas are slow; -1: none."""
     slow: NDArray[np.float64]
     """Times the seconds of every iteration there, >= 1."""
+
+    def __post_init__(self) -> None:
+        for name, column in vars(self).items():
+            least = _LEAST_FACTOR.get(name)
+            good = column > 0 if least is None else column >= least
+            if not np.all(good):
+                wanted = "above 0" if least is None else f"at least {least}"
+                raise ValueError(f"factor {name} is {column[~good][0]}; expected {wanted}")
 
     @classmethod
     def none(cls, n: int) -> EnvFactors:
@@ -209,6 +228,13 @@ class Fleet:
         window = telemetry.empty_window(self.n)
         telemetry.close_windows(self._memory, window)
         return window
+
+    def memory_bytes(self) -> int:
+        """Bytes that the envs take now, without what they share: the trace, the profile's tables.
+
+        The pools of requests in flight grow with the load; recorded outcomes count.
+        """
+        return bytes_of_envs(self._memory)
 
     def replica_seconds(self) -> NDArray[np.float64]:
         """`(n,)` replica-seconds held in the present window so far; the window goes on."""

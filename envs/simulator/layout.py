@@ -197,8 +197,6 @@ class Replica:
     # as its end
     running: Int64
     decoding: Int64
-    scheduled: Int64
-    """vllm-v1: the first so many positions are computed in this iteration, the others wait."""
     leaving: Int64
     """Not vidur-sarathi: requests that have ended, and keep place and blocks until the next batch
     is formed; 0 between events."""
@@ -227,8 +225,7 @@ class Replica:
     next_end: Int64
     """No decoding request ends before this step; a lower bound once one was preempted."""
     repeating: Int64
-    """Decoding requests that an iteration of the run gives no new token: they decode tokens they
-    have had before, see `Flight.known_tokens`, or, under vllm-v1, the budget leaves them out."""
+    """Decoding requests that decode tokens they have had before; see `Flight.known_tokens`."""
     free_blocks: Int64
     admitted: Int64
     """Requests admitted, warm-up requests included; gives the stage of the ramp."""

@@ -127,7 +127,6 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.busy_since_s = -1.0
     replica.running = 0
     replica.decoding = 0
-    replica.scheduled = 0
     replica.leaving = 0
     replica.leaving_blocks = 0
     replica.leaving_tokens = 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
@@ -159,6 +160,10 @@ def test_jitter_has_mean_one_and_averages_out_over_the_iterations_of_a_run() -> 
     spread = np.sqrt(np.expm1(0.4**2))
     assert seen.ttft_s.mean() == pytest.approx(0.01, rel=4 * spread / np.sqrt(4000))
     assert seen.ttft_s.std() == pytest.approx(0.01 * spread, rel=0.1)
+    normal = (np.log(seen.ttft_s / 0.01) + 0.5 * 0.4**2) / 0.4
+    for share in (0.01, 0.16, 0.5, 0.84, 0.99):
+        quantile = NormalDist().inv_cdf(share)
+        assert np.mean(normal < quantile) == pytest.approx(share, abs=0.02), share
     decode_s = seen.e2e_s - seen.ttft_s
     assert decode_s.mean() == pytest.approx(1.0, rel=0.003)
     assert decode_s.std() == pytest.approx(0.04, rel=0.1)
