@@ -24,6 +24,7 @@ from envs.simulator.layout import (
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
 from envs.simulator.schedulers import options_of, room_of
+from envs.simulator.sglang import new_token_ratios
 from envs.simulator.step_time import (
     ramp_table,
     seconds_by_batch,
@@ -119,9 +120,18 @@ def _engine(
     row["total_tokens_max"] = room.total_tokens_max
     options = options_of(profile)
     row["max_queued_requests"] = options.get("max_queued_requests") or UNLIMITED
-    row["async_scheduling"] = options.get("async", False)
+    row["async_scheduling"] = options.get("async", options.get("overlap", False))
     row["long_prefill_tokens"] = options.get("long_prefill_token_threshold", 0)
     row["reserve_full_isl"] = options.get("reserve_full_isl", False)
+    if profile.scheduler == "sglang":
+        row["prefills_alone"] = 1
+        row["max_new_tokens"] = options["max_new_tokens"]
+        row["max_prefill_tokens"] = options["max_prefill_tokens"]
+        conservativeness = float(options["schedule_conservativeness"] or 0.0)
+        first, least, decay = new_token_ratios(conservativeness)
+        row["ratio_first"] = first
+        row["ratio_least"] = least
+        row["ratio_decay"] = decay
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
     row["prefill_base_s"] = profile.step_time.prefill_base_s

@@ -55,6 +55,8 @@ def stream_run(memory: Memory, engine: Engine, replica: Replica, iterations: int
     """Hand the tokens of the run's decodes to the workers, up to so many of its iterations."""
     new = iterations - replica.streamed
     tokens = replica.decoding - replica.repeating
+    if engine.prefills_alone and replica.prefill_tokens > 0:
+        tokens = 0
     if new <= 0 or tokens == 0:
         return
     cpu_s = engine.per_output_token_s * tokens / replica.threads

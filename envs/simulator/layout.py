@@ -58,6 +58,17 @@ class Engine:
     """Most prompt tokens of one request in an iteration; 0: no limit."""
     reserve_full_isl: Int64
     """Whether admission asks for blocks for all tokens of a request, not only its first chunk."""
+    prefills_alone: Int64
+    """Whether decodes stand still in an iteration that prefills."""
+    max_new_tokens: Int64
+    """sglang: output tokens that a request asks for, as far as it is not longer."""
+    max_prefill_tokens: Int64
+    """sglang: no request is added to an iteration that prefills so many tokens."""
+    ratio_first: Float64
+    """sglang: the new-token ratio of an engine that was idle."""
+    ratio_least: Float64
+    ratio_decay: Float64
+    """sglang: what the ratio falls by per decode iteration."""
     prefill_base_s: Float64
     per_kv_token_s: Float64
     per_context_s: Float64
@@ -223,18 +234,32 @@ class Replica:
     runs: Int64
     """Runs since the reset; numbers the draws of jitter."""
     busy_since_s: Float64
-    # batch: under vidur-sarathi the first `decoding` positions decode and the others prefill; under
-    # vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING` as its end
+    # batch: under sglang and vidur-sarathi the first `decoding` positions decode and the others
+    # prefill; under vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING`
+    # as its end
     running: Int64
     decoding: Int64
     leaving: Int64
-    """vllm-v1: requests that have ended, and keep place and blocks until the next batch is formed;
-    0 between events."""
+    """Not vidur-sarathi: requests that have ended, and keep place and blocks until the next batch
+    is formed; 0 between events."""
     leaving_blocks: Int64
+    leaving_tokens: Int64
+    """sglang: tokens kept free for what those that have ended might have asked for."""
+    late: Int64
+    """sglang: the last so many decodes have a token that was not known when the batch was formed;
+    0 between events."""
+    full: Int64
+    """sglang: 1 from the time a request was refused until one leaves; nobody asks till then."""
+    joined: Int64
+    """sglang: 1 while a request has come at the very moment at which a prefill has started."""
+    ratio: Float64
+    """sglang: the new-token ratio when it was last set."""
+    decays: Int64
+    """sglang: decode iterations that have made it fall since."""
     formed_s: Float64
-    """vllm-v1: the batch was formed with the requests and the cap of that moment."""
+    """The batch was formed with the requests and the cap of that moment; not vidur-sarathi."""
     cap: Int64
-    """vllm-v1: `batch_size` when the run started."""
+    """`batch_size` when the run started; not vidur-sarathi."""
     steps: Int64
     """Iterations finished. A decoding request has done `steps + offset` tokens."""
     offsets: Int64
@@ -249,6 +274,9 @@ class Replica:
     # queue
     queue_head: Int64
     queue_tail: Int64
+    queue_seen: Int64
+    """sglang: a request behind which all is that the engine came to know later; NO_REQUEST: none
+    is."""
     queue_depth: Int64
     queued_tokens: Int64
     """Tokens to prefill of the waiting requests."""

@@ -178,6 +178,12 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.decoding = 0
     replica.leaving = 0
     replica.leaving_blocks = 0
+    replica.leaving_tokens = 0
+    replica.late = 0
+    replica.full = 0
+    replica.joined = 0
+    replica.ratio = engine.ratio_first
+    replica.decays = 0
     replica.formed_s = -math.inf
     replica.cap = 0
     replica.steps = 0
@@ -188,6 +194,7 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.admitted = 0
     replica.queue_head = NO_REQUEST
     replica.queue_tail = NO_REQUEST
+    replica.queue_seen = NO_REQUEST
     replica.queue_depth = 0
     replica.queued_tokens = 0
     replica.taken_tokens = 0

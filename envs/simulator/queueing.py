@@ -83,6 +83,36 @@ def push_front(replica: Replica, flight: Flight, entry: int) -> None:
 
 
 @inlined
+def push_behind_visible(
+    memory: Memory, env: Env, replica: Replica, flight: Flight, entry: int, by_s: float
+) -> None:
+    """Queue it behind all that the engine knows by `by_s`, before those on their way.
+
+    `by_s` never goes back, so a walk over the queue starts where the last one ended.
+    """
+    before = NO_REQUEST
+    behind = NO_REQUEST
+    if replica.queue_depth > 0:
+        before = replica.queue_seen
+        behind = replica.queue_head
+        if before != NO_REQUEST:
+            behind = memory.flights[env.flight_base + before].next
+    while behind != NO_REQUEST and memory.flights[env.flight_base + behind].visible_s <= by_s:
+        before = behind
+        behind = memory.flights[env.flight_base + behind].next
+    flight.next = behind
+    if before == NO_REQUEST:
+        replica.queue_head = entry
+    else:
+        memory.flights[env.flight_base + before].next = entry
+    if behind == NO_REQUEST:
+        replica.queue_tail = entry
+    replica.queue_seen = entry
+    replica.queue_depth += 1
+    replica.queued_tokens += flight.target
+
+
+@inlined
 def pop_front(replica: Replica, flight: Flight) -> None:
     """Take the head, which is `flight`, out of the queue."""
     replica.queue_head = flight.next

@@ -19,6 +19,7 @@ EXIT_INPUT = 2
 
 PARTS = {
     "simulator": "requests simulated per CPU second",
+    "rules": "what each rule-set makes of one load",
     "env": "environment steps per CPU second",
     "train": "PPO steps per CPU second, end to end",
     "compile": "seconds until the simulator runs, with and without its cache",
