@@ -251,6 +251,8 @@ def describe_profile(profile: ServingProfile) -> dict[str, object]:
         "gpus_per_replica": profile.gpus_per_replica,
         "origin": dict(profile.origin),
         "error": dict(profile.error),
+        "assumptions": profile.assumptions(),
+        "not_modelled": profile.not_modelled,
     }
 
 

@@ -133,6 +133,9 @@ def _input_notes(comparison: Comparison) -> Iterator[str]:
         )
     for knob, why in comparison.pinned().items():
         yield f"The knob {knob} is pinned: {why}."
+    assumptions = comparison.profile.assumptions()
+    if assumptions:
+        yield f"Assumed, not measured: {', '.join(assumptions)}."
 
 
 def _verdict(comparison: Comparison, outcome: PolicyOutcome) -> Verdict:

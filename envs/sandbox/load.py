@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from envs.simulator.step_time import seconds_by_batch
+from envs.simulator.step_time import decode_seconds
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 
@@ -39,7 +39,7 @@ def sensible_target(profile: ServingProfile) -> float:
     """Output tokens/s per replica for an HPA rule on this profile, two digits."""
     batch = profile.limits.batch_size_max
     kv_s = profile.step_time.per_kv_token_s * batch * TOKENS_IN_CACHE
-    decoded = batch / (float(seconds_by_batch(profile)[batch]) + kv_s)
+    decoded = batch / (float(decode_seconds(profile)[batch]) + kv_s)
     return float(f"{TARGET_SHARE * decoded:.2g}")
 
 

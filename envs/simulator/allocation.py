@@ -11,6 +11,7 @@ from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, STAGE, Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
+from envs.simulator.schedulers import options_of, room_of
 from envs.simulator.step_time import (
     ramp_table,
     seconds_by_batch,
@@ -23,6 +24,9 @@ from tuner.core.trace import Trace
 
 _FIRST_POOL = 256
 """Requests in flight that an env has room for at first; doubled when full."""
+
+UNLIMITED = 2**62
+"""Requests that no replica ever has."""
 
 
 def allocate(
@@ -41,6 +45,8 @@ def allocate(
     rows["arrival_s"] = trace.arrival_s
     rows["prompt_tokens"] = trace.prompt_tokens
     rows["output_tokens"] = trace.output_tokens
+    if profile.kv.prefix_cache and trace.prefix_hit_tokens is not None:
+        rows["hit_tokens"] = trace.prefix_hit_tokens
     envs = np.zeros(n, ENV)
     envs["flight_base"] = np.arange(n) * _FIRST_POOL
     envs["flight_capacity"] = _FIRST_POOL
@@ -74,8 +80,16 @@ def _engine(
     engine = np.zeros(1, ENGINE)
     row = engine[0]
     row["block_tokens"] = profile.kv.block_tokens
-    row["blocks"] = profile.kv.blocks
+    room = room_of(profile)
+    row["blocks"] = room.blocks
     row["watermark_blocks"] = profile.kv.watermark_blocks
+    row["prompt_blocks_max"] = room.prompt_blocks_max
+    row["total_tokens_max"] = room.total_tokens_max
+    options = options_of(profile)
+    row["max_queued_requests"] = options.get("max_queued_requests") or UNLIMITED
+    row["async_scheduling"] = options.get("async", False)
+    row["long_prefill_tokens"] = options.get("long_prefill_token_threshold", 0)
+    row["reserve_full_isl"] = options.get("reserve_full_isl", False)
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
     row["prefill_base_s"] = profile.step_time.prefill_base_s
@@ -97,6 +111,8 @@ def _engine(
         row["cores"] = profile.frontend.cores
         row["per_request_s"] = profile.frontend.per_request_s
         row["per_token_s"] = profile.frontend.per_token_s
+        row["per_output_token_s"] = profile.frontend.per_output_token_s
+        row["ingress_s"] = profile.frontend.ingress_s
     return engine
 
 
@@ -114,6 +130,9 @@ def with_workers(memory: Memory, slots: int, workers: int) -> Memory:
     replicas = len(memory.replicas)
     grown = np.full((replicas, workers), -np.inf)
     grown[:, :present] = memory.workers.reshape(replicas, present)
+    if present > 0:
+        replica, worker = np.divmod(memory.flights["worker"], present)
+        memory.flights["worker"] = replica * workers + worker
     memory.engine["workers"] = workers
     memory.replicas["worker_base"] = np.arange(replicas) * workers
     return memory._replace(workers=grown.reshape(-1))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.failing import kill_next
+from envs.simulator.frontend import stream_ended_run
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
     leave_if_drained,
@@ -27,7 +28,7 @@ from envs.simulator.lifecycle import (
 from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
 from envs.simulator.routing import arrive, dispatch, next_kept
-from envs.simulator.rules import cap_raised, end_run, start_iteration
+from envs.simulator.rules import cap_changed, end_run, start_iteration
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
@@ -134,8 +135,7 @@ def _tell_batch_size(memory: Memory, engine: Engine, env: Env, batch_size: int) 
     for slot in range(env.top):
         replica = memory.replicas[env.index * engine.slots + slot]
         replica.batch_size = batch_size
-        if batch_size > env.batch_size:
-            cap_raised(memory, engine, env, replica, env.clock_s)
+        cap_changed(memory, engine, env, replica, env.clock_s)
 
 
 @inlined
@@ -220,6 +220,7 @@ def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: f
         stage_ended(memory, engine, env, replica, at_s)
         return
     if replica.running > 0:
+        stream_ended_run(memory, engine, replica)
         end_run(memory, engine, env, replica, at_s)
     start_iteration(memory, engine, env, replica, at_s)
     leave_if_drained(memory, engine, env, replica, at_s)

@@ -42,9 +42,22 @@ class Engine:
 
     block_tokens: Int64
     blocks: Int64
+    """KV blocks that requests can hold."""
     watermark_blocks: Int64
+    prompt_blocks_max: Int64
+    """Most blocks of a prompt that an empty replica admits."""
+    total_tokens_max: Int64
+    """Most prompt and output tokens of a request that an empty replica can finish."""
+    max_queued_requests: Int64
+    """A replica refuses a request that finds so many waiting and running ones."""
     chunk_tokens: Int64
     batch_size_max: Int64
+    async_scheduling: Int64
+    """Whether a batch is formed while the one before it runs."""
+    long_prefill_tokens: Int64
+    """Most prompt tokens of one request in an iteration; 0: no limit."""
+    reserve_full_isl: Int64
+    """Whether admission asks for blocks for all tokens of a request, not only its first chunk."""
     prefill_base_s: Float64
     per_kv_token_s: Float64
     per_context_s: Float64
@@ -63,6 +76,8 @@ class Engine:
     cores: Int64
     per_request_s: Float64
     per_token_s: Float64
+    per_output_token_s: Float64
+    ingress_s: Float64
     router: Int64
     slots: Int64
     workers: Int64
@@ -176,6 +191,8 @@ class Replica:
     """Seconds of the run's first iteration."""
     half_slope_s: Float64
     """Each iteration of the run takes twice this longer than the one before."""
+    streamed: Int64
+    """Iterations of the run whose tokens the frontend has been given; see `frontend.py`."""
     prefill_tokens: Int64
     """Prompt tokens of the run's one iteration; 0 in a run of decodes."""
     context_tokens: Int64
@@ -186,9 +203,20 @@ class Replica:
     runs: Int64
     """Runs since the reset; numbers the draws of jitter."""
     busy_since_s: Float64
-    # batch: the first `decoding` positions decode, the others prefill
+    # batch: under vidur-sarathi the first `decoding` positions decode and the others prefill; under
+    # vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING` as its end
     running: Int64
     decoding: Int64
+    scheduled: Int64
+    """vllm-v1: the first so many positions are computed in this iteration, the others wait."""
+    leaving: Int64
+    """vllm-v1: requests that have ended, and keep place and blocks until the next batch is formed;
+    0 between events."""
+    leaving_blocks: Int64
+    formed_s: Float64
+    """vllm-v1: the batch was formed with the requests and the cap of that moment."""
+    cap: Int64
+    """vllm-v1: `batch_size` when the run started."""
     steps: Int64
     """Iterations finished. A decoding request has done `steps + offset` tokens."""
     offsets: Int64
@@ -196,7 +224,8 @@ class Replica:
     next_end: Int64
     """No decoding request ends before this step; a lower bound once one was preempted."""
     repeating: Int64
-    """Decoding requests that decode tokens they have had before; see `Flight.known_tokens`."""
+    """Decoding requests that an iteration of the run gives no new token: they decode tokens they
+    have had before, see `Flight.known_tokens`, or, under vllm-v1, the budget leaves them out."""
     free_blocks: Int64
     admitted: Int64
     """Requests admitted, warm-up requests included; gives the stage of the ramp."""
@@ -218,6 +247,8 @@ class Flight:
     """Behind it in its replica's queue or in the free list."""
     prompt_tokens: Int32
     total_tokens: Int32
+    hit_tokens: Int32
+    """Prompt tokens that a prefix cache would hold."""
     known_tokens: Int32
     """Prompt and output tokens that exist. A preemption in the middle of a prefill forgets those
     behind it, and the request decodes them again, which gives no new output."""
@@ -228,9 +259,11 @@ class Flight:
     chunk: Int32
     """Tokens it prefills in the iteration that is running."""
     preemptions: Int32
+    worker: Int32
+    """Row of `workers` of the frontend worker that took it in, if there is a frontend."""
     arrival_s: Float64
     visible_s: Float64
-    """When the frontend hands it to the engine."""
+    """When the engine knows it."""
     ttft_s: Float64
     """NaN before the first token."""
 
@@ -253,6 +286,8 @@ class Arrival:
     arrival_s: Float64
     prompt_tokens: Int32
     output_tokens: Int32
+    hit_tokens: Int32
+    """Prompt tokens that an endless prefix cache would hold; 0 if the replicas have none."""
 
 
 class Stage:

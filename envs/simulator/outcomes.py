@@ -8,6 +8,7 @@ import numpy as np
 
 from envs.simulator.buckets import BOUNDS, E2E, KINDS, TPOT, TTFT, WIDTH
 from envs.simulator.compiled import inlined
+from envs.simulator.frontend import first_token_delivered_s, last_token_delivered_s
 from envs.simulator.layout import Engine, Env, Flight, Memory
 from envs.simulator.queueing import give_back
 
@@ -19,7 +20,8 @@ _FIRST_BOUND = np.cumsum([0] + [len(bounds) for bounds in BOUNDS])
 def count_first_token(
     env: Env, memory: Memory, engine: Engine, flight: Flight, at_s: float
 ) -> None:
-    flight.ttft_s = at_s - flight.arrival_s
+    """The engine gives the request's first token at `at_s`."""
+    flight.ttft_s = first_token_delivered_s(memory, engine, flight, at_s) - flight.arrival_s
     env.window_prompt_tokens += flight.prompt_tokens
     if flight.ttft_s > engine.slo_ttft_s:
         env.window_missed += 1
@@ -32,8 +34,8 @@ def count_first_token(
 def finish(
     memory: Memory, engine: Engine, env: Env, flight: Flight, entry: int, at_s: float
 ) -> None:
-    """The request's last token came at `at_s`; its entry goes back to the pool."""
-    e2e_s = at_s - flight.arrival_s
+    """The engine gives the last token at `at_s`; the request's entry goes back to the pool."""
+    e2e_s = last_token_delivered_s(memory, engine, flight, at_s) - flight.arrival_s
     output_tokens = flight.total_tokens - flight.prompt_tokens
     tpot_s = 0.0
     if output_tokens > 1:

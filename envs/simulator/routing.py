@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from envs.simulator import draws
 from envs.simulator.compiled import inlined
-from envs.simulator.layout import Engine, Env, Flight, Memory, Replica, ReplicaState
+from envs.simulator.frontend import take_in
+from envs.simulator.layout import Engine, Env, Memory, ReplicaState
 from envs.simulator.outcomes import record_replica, reject
 from envs.simulator.queueing import fill_entry, has_room, push_back, take_entry
 from envs.simulator.rules import request_entered
@@ -70,22 +71,22 @@ def next_kept(memory: Memory, env: Env, request: int) -> int:
 def _is_too_large(memory: Memory, engine: Engine, request: int) -> bool:
     """Whether no empty replica could admit the request, or hold all of it."""
     arrival = memory.trace[request]
-    tokens = arrival.prompt_tokens + arrival.output_tokens
-    if tokens > engine.blocks * engine.block_tokens:
+    if arrival.prompt_tokens + arrival.output_tokens > engine.total_tokens_max:
         return True
-    blocks = blocks_for(engine, arrival.prompt_tokens)
-    return blocks > engine.blocks - engine.watermark_blocks
+    return blocks_for(engine, arrival.prompt_tokens) > engine.prompt_blocks_max
 
 
 @inlined
 def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     replica = memory.replicas[env.index * engine.slots + _choose(memory, engine, env)]
+    if replica.queue_depth + replica.running >= engine.max_queued_requests:
+        reject(memory, engine, env, request)
+        return
     entry = take_entry(memory, env)
-    flight = fill_entry(memory, env, entry, request)
+    flight = fill_entry(memory, engine, env, replica, entry, request)
     flight.visible_s = at_s
-    replica.taken_tokens += flight.prompt_tokens
     if engine.has_frontend:
-        _pass_frontend(memory, engine, replica, flight, at_s)
+        take_in(memory, engine, replica, flight, at_s)
     push_back(memory, env, replica, flight, entry)
     record_replica(memory, engine, env, request, replica.slot)
     request_entered(memory, engine, env, replica, at_s)
@@ -114,22 +115,3 @@ def _choose(memory: Memory, engine: Engine, env: Env) -> int:
             chosen = slot
             fewest = load
     return chosen
-
-
-@inlined
-def _pass_frontend(
-    memory: Memory, engine: Engine, replica: Replica, flight: Flight, at_s: float
-) -> None:
-    """Give the request to the worker that is free first.
-
-    The engine takes its queue from the head, so a request that overtakes another in the frontend
-    still enters behind it.
-    """
-    free = replica.worker_base
-    for worker in range(replica.worker_base, replica.worker_base + replica.threads):
-        if memory.workers[worker] < memory.workers[free]:
-            free = worker
-    service_s = engine.per_request_s + engine.per_token_s * flight.prompt_tokens
-    service_s *= max(1.0, replica.threads / engine.cores)
-    memory.workers[free] = max(at_s, memory.workers[free]) + service_s
-    flight.visible_s = memory.workers[free]

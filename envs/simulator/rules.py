@@ -13,7 +13,7 @@ from typing import Any
 
 from numba.extending import overload
 
-from envs.simulator import vidur_sarathi
+from envs.simulator import vidur_sarathi, vllm_v1
 from envs.simulator.compiled import INLINED
 from envs.simulator.layout import Engine, Env, Memory, Replica
 
@@ -24,10 +24,19 @@ class VidurMemory(Memory):
     __slots__ = ()
 
 
-MEMORIES: dict[str, type[Memory]] = {"vidur-sarathi": VidurMemory}
+class VllmMemory(Memory):
+    """Memory of a fleet under `vllm-v1`."""
+
+    __slots__ = ()
+
+
+MEMORIES: dict[str, type[Memory]] = {"vidur-sarathi": VidurMemory, "vllm-v1": VllmMemory}
 """Rule-set -> class of its fleets' memory."""
 
-_MODULES: dict[type[Memory], ModuleType] = {VidurMemory: vidur_sarathi}
+_MODULES: dict[type[Memory], ModuleType] = {
+    VidurMemory: vidur_sarathi,
+    VllmMemory: vllm_v1,
+}
 
 
 def start_iteration(
@@ -49,8 +58,8 @@ def request_entered(
     raise TypeError("a scheduler's rules are called from compiled functions only")
 
 
-def cap_raised(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
-    """Let a head in that only the old cap kept out, from the next iteration on."""
+def cap_changed(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """Take note that `replica.batch_size`, the cap, has been another until `at_s`."""
     raise TypeError("a scheduler's rules are called from compiled functions only")
 
 
@@ -67,5 +76,5 @@ def _by_memory(rule: Callable[..., None]) -> None:
         return call
 
 
-for _rule in (start_iteration, end_run, request_entered, cap_raised):
+for _rule in (start_iteration, end_run, request_entered, cap_changed):
     _by_memory(_rule)

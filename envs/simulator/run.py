@@ -57,8 +57,9 @@ def tokens_so_far(replica: Replica, at_s: float) -> int:
 
 
 @inlined
-def cut_at(memory: Memory, replica: Replica, at_s: float, strictly_after_s: float) -> None:
-    """End a run of decodes at its first border at or after `at_s` and after `strictly_after_s`."""
+def first_border(replica: Replica, at_s: float, strictly_after_s: float) -> int:
+    """Smallest k >= 1 with the run's k-th border at or after `at_s` and after `strictly_after_s`;
+    the run's length if all its borders lie before."""
     if border_s(replica, 1) >= at_s:
         k = 1
     else:
@@ -69,9 +70,21 @@ def cut_at(memory: Memory, replica: Replica, at_s: float, strictly_after_s: floa
             k += 1
     while k < replica.iterations and border_s(replica, k) <= strictly_after_s:
         k += 1
-    if k < replica.iterations:
-        replica.iterations = k
-        memory.due_s[replica.index] = border_s(replica, k)
+    return k
+
+
+@inlined
+def cut_to(memory: Memory, replica: Replica, iterations: int) -> None:
+    """End a run of decodes after so many iterations, if it is longer."""
+    if iterations < replica.iterations:
+        replica.iterations = iterations
+        memory.due_s[replica.index] = border_s(replica, iterations)
+
+
+@inlined
+def cut_at(memory: Memory, replica: Replica, at_s: float, strictly_after_s: float) -> None:
+    """End a run of decodes at its first border at or after `at_s` and after `strictly_after_s`."""
+    cut_to(memory, replica, first_border(replica, at_s, strictly_after_s))
 
 
 @inlined
@@ -94,13 +107,13 @@ def new_blocks(memory: Memory, engine: Engine, replica: Replica, step: int, iter
 
 
 @inlined
-def iterations_that_fit(memory: Memory, engine: Engine, replica: Replica, most: int) -> int:
-    """Iterations, the running one included and up to `most`, whose decodes all find a free block.
+def iterations_that_fit(
+    memory: Memory, engine: Engine, replica: Replica, most: int, spare: int
+) -> int:
+    """Iterations, up to `most`, whose decodes take no more than `spare` blocks in all.
 
-    Each decode must see a free block at its turn even if it takes none, so one block beyond those
-    that are taken stays free: a lower bound that costs no walk over the batch.
+    The first one runs already and has its blocks.
     """
-    spare = replica.free_blocks - 1
     size = engine.block_tokens
     if ((most - 1) // size + 1) * replica.decoding <= spare:
         return most

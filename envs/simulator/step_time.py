@@ -101,6 +101,22 @@ def _along_table(
     return values
 
 
+def decode_seconds(profile: ServingProfile) -> NDArray[np.float64]:
+    """`(batch_size_max + 1,)` seconds of an iteration of decodes over an empty cache."""
+    return seconds_by_batch(profile) * straggler_by_batch(profile)
+
+
+def check_step_time(profile: ServingProfile) -> None:
+    """Refuse a profile for which some iteration would take no time.
+
+    Raises:
+        ProfileError: see the tables.
+    """
+    decode_seconds(profile)
+    seconds_by_prefill(profile)
+    ramp_table(profile)
+
+
 def ramp_table(profile: ServingProfile) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Stages of the warm-up ramp: requests admitted up to which each lasts, and its speed (0-1]."""
     stages = profile.startup.ramp if profile.startup is not None else ()

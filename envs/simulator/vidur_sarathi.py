@@ -16,8 +16,7 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
-
+from envs.simulator.batch import count_decode, flight_at, rest, smallest_end, uncount_decode
 from envs.simulator.compiled import inlined
 from envs.simulator.iteration_time import time_run
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
@@ -38,7 +37,7 @@ def start_iteration(
     if replica.decoding > 0:
         _take_decode_blocks(memory, engine, env, replica)
     if replica.running > replica.decoding:
-        flight = _at(memory, env, replica, replica.decoding)
+        flight = flight_at(memory, env, replica, replica.decoding)
         budget = engine.chunk_tokens - replica.decoding
         flight.chunk = min(flight.target - flight.done, budget)
         replica.prefill_tokens = flight.chunk
@@ -47,7 +46,7 @@ def start_iteration(
     if replica.queue_depth > 0:
         _admit(memory, engine, env, replica)
     if replica.running == 0:
-        _rest(memory, env, replica)
+        rest(memory, env, replica)
         return
     if replica.busy_since_s < 0.0:
         replica.busy_since_s = at_s
@@ -91,19 +90,16 @@ def request_entered(
 
 
 @inlined
-def cap_raised(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
-    """Let a head in that only the old cap kept out, from the next iteration on."""
+def cap_changed(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
+    """If it was raised, let a head in that only the old cap kept out, from the next iteration on.
+
+    After a cut of the cap a head that fits was let in long ago, or its run is cut already.
+    """
     if replica.queue_depth == 0 or replica.running == 0 or replica.prefill_tokens > 0:
         return
     head = memory.flights[env.flight_base + replica.queue_head]
     if replica.running < replica.batch_size and _fits(engine, replica, head):
         cut_at(memory, replica, max(at_s, head.visible_s), at_s)
-
-
-@inlined
-def _at(memory: Memory, env: Env, replica: Replica, position: int) -> Flight:
-    flight: Flight = memory.flights[env.flight_base + memory.batch[replica.lane + position]]
-    return flight
 
 
 @inlined
@@ -127,7 +123,7 @@ def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Repli
         if replica.free_blocks < 1:
             _preempt_last(memory, engine, env, replica)
             break
-        flight = _at(memory, env, replica, position)
+        flight = flight_at(memory, env, replica, position)
         offset = _offset(memory, replica, flight, position)
         if (offset + replica.steps - 1) % engine.block_tokens == 0:
             replica.free_blocks -= 1
@@ -151,7 +147,7 @@ def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     flight = memory.flights[env.flight_base + entry]
     if position < replica.decoding:
         offset = _offset(memory, replica, flight, position)
-        _stop_decoding(memory, engine, replica, offset)
+        uncount_decode(memory, engine, replica, offset)
         if flight.done < flight.known_tokens:
             replica.repeating -= 1
         flight.done = replica.steps + offset
@@ -165,13 +161,6 @@ def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     count_preemption(memory, engine, env, flight)
     replica.running -= 1
     push_front(replica, flight, entry)
-
-
-@inlined
-def _stop_decoding(memory: Memory, engine: Engine, replica: Replica, offset: int) -> None:
-    memory.residues[replica.residue_base + offset % engine.block_tokens] -= 1
-    replica.offsets -= offset
-    replica.decoding -= 1
 
 
 @inlined
@@ -196,25 +185,15 @@ def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica) -> bool:
 
 
 @inlined
-def _rest(memory: Memory, env: Env, replica: Replica) -> None:
-    """Nothing runs: sleep until the head leaves the frontend, or a request comes."""
-    if replica.busy_since_s >= 0.0:
-        env.window_busy_s += replica.start_s - replica.busy_since_s
-        replica.busy_since_s = -1.0
-    memory.due_s[replica.index] = math.inf
-    if replica.queue_depth > 0:
-        head = memory.flights[env.flight_base + replica.queue_head]
-        if head.visible_s > replica.start_s:
-            memory.due_s[replica.index] = head.visible_s
-
-
-@inlined
 def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Length of the run that the batch allows, and when it ends."""
     replica.iterations = 1
     if replica.prefill_tokens == 0:
         most = replica.next_end - replica.steps
-        replica.iterations = iterations_that_fit(memory, engine, replica, most)
+        # Each decode must see a free block at its turn even if it takes none: with one block beyond
+        # those that are taken it does. A lower bound that costs no walk over the batch.
+        spare = replica.free_blocks - 1
+        replica.iterations = iterations_that_fit(memory, engine, replica, most, spare)
     time_run(
         memory,
         engine,
@@ -235,14 +214,6 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
 
 
 @inlined
-def _smallest_end(memory: Memory, replica: Replica) -> int:
-    smallest = np.int32(2**31 - 1)
-    for position in range(replica.lane, replica.lane + replica.decoding):
-        smallest = min(smallest, memory.batch_ends[position])
-    return int(smallest)
-
-
-@inlined
 def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Finish the decoding requests that end with this step and close the gaps they leave."""
     position = 0
@@ -258,14 +229,14 @@ def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_
             left = flight.total_tokens - flight.known_tokens
             memory.batch_ends[replica.lane + position] = replica.steps + left
             continue
-        _stop_decoding(memory, engine, replica, flight.total_tokens - replica.steps)
+        uncount_decode(memory, engine, replica, flight.total_tokens - replica.steps)
         replica.free_blocks += blocks_for(engine, flight.total_tokens - 1)
         replica.running -= 1
         for i in range(replica.lane + position, replica.lane + replica.running):
             memory.batch[i] = memory.batch[i + 1]
             memory.batch_ends[i] = memory.batch_ends[i + 1]
         finish(memory, engine, env, flight, entry, at_s)
-    replica.next_end = _smallest_end(memory, replica)
+    replica.next_end = smallest_end(memory, replica, replica.decoding)
 
 
 @inlined
@@ -307,7 +278,5 @@ def _start_decoding(
         replica.next_end = end
     memory.batch[replica.lane + replica.running] = entry
     memory.batch_ends[replica.lane + replica.running] = end
-    memory.residues[replica.residue_base + offset % engine.block_tokens] += 1
-    replica.offsets += offset
-    replica.decoding += 1
+    count_decode(memory, engine, replica, offset)
     replica.running += 1

@@ -12,14 +12,16 @@ from tuner.cli import app
 from tuner.core.errors import ProfileError
 from tuner.data import list_profiles
 
-OURS = """\
+HEADER = """\
 schema: tuner.profile/1
 name: ours
 scheduler: vidur-sarathi
 gpus_per_replica: 8
-kv: {block_tokens: 16, blocks: 1000}
-limits: {batch_size_max: 64, chunk_tokens: 512}
-step_time: {base_s: 0.01}
+"""
+OURS = f"""\
+{HEADER}kv: {{block_tokens: 16, blocks: 1000}}
+limits: {{batch_size_max: 64, chunk_tokens: 512}}
+step_time: {{base_s: 0.01}}
 """
 
 
@@ -55,15 +57,34 @@ def test_show_tells_scripts_every_key() -> None:
 
 
 def test_show_draws_a_profile_with_every_section(tmp_path: Path) -> None:
-    text = OURS + (
+    text = HEADER + (
         "startup: {stages: {compile: {median_s: 60}}, ramp: [[10, 0.5]]}\n"
-        "frontend: {cores: 8, per_request_s: 0.001}\n"
+        "frontend: {cores: 8, per_request_s: 0.001, per_output_token_s: 4.6e-5,\n"
+        "  ingress_s: 0.0156}\n"
         "price_per_gpu_hour_usd: 2.5\n"
+        "origin: {frontend: guessed}\n"
+        "assumed: [frontend]\n"
+        "not_modelled: [Speculative decoding.]\n"
+        "kv: {block_tokens: 16, blocks: 1000, prefix_cache: true}\n"
+        "limits: {batch_size_max: 64, chunk_tokens: 512, batch_size_oom: 96}\n"
+        "step_time: {base_s: 0.01, prefill_table: [[8, 0.002], [512, 0.03]],\n"
+        "  per_context_s: 3.0e-9, straggler: [[1, 1.0], [64, 1.2]]}\n"
     )
-    printed = call("show", ours(tmp_path, text)).stdout
-    assert "50% for 10 requests" in printed
-    assert "8 cores, 1 ms per request" in printed
-    assert "2.50 USD per GPU hour" in printed
+    printed = " ".join(call("show", ours(tmp_path, text)).stdout.split())
+    for words in (
+        "50% for 10 requests",
+        "8 cores, 1 ms per request",
+        "46 µs per output token; 15.6 ms to the engine",
+        "2 ms for 8 prompt tokens to 30 ms for 512; 3 ns per prompt token and token before it",
+        "longer by 0.0% at 1 sequences, 20.0% at 64 sequences",
+        "runs out when started for more than 96 sequences",
+        "prefix cache on",
+        "2.50 USD per GPU hour",
+        "not modelled: Speculative decoding.",
+        "assumed, not measured: threads (frontend), kv (no origin), step_time (no origin)",
+        "ms per iteration 10.0 10.0 10.1 10.2 10.5 11.0 12.0",
+    ):
+        assert words in printed
 
 
 def test_check_says_valid_and_what_is_not_known(tmp_path: Path) -> None:

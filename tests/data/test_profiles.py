@@ -20,7 +20,8 @@ limits: {batch_size_max: 64, chunk_tokens: 512}
 step_time: {base_s: 0.01, per_prefill_token_s: 6e-5, per_sequence_s: 1e-4, per_kv_token_s: 2e-8}
 startup: {stages: {weights: {median_s: 60, spread: 0.2}}, warmup_request_s: 0.5, ramp: [[100, 0.5]]}
 frontend: {cores: 8, per_request_s: 0.001, per_token_s: 1e-6}
-origin: {step_time: measured}
+origin: {step_time: measured, frontend: guessed}
+assumed: [frontend, startup.ramp]
 error: {tpot_mean: 0.01}
 """
 
@@ -151,9 +152,73 @@ def test_an_iteration_must_take_time() -> None:
     assert "step_time gives an iteration of one sequence 0 seconds" in mistakes(text)
 
 
-def test_a_table_stands_in_for_the_base() -> None:
-    text = GOOD.replace("base_s: 0.01", "base_s: 0.01, batch_table: [[1, 0.01], [8, 0.02]]")
-    assert parse_profile(text, "ours.yaml").step_time.batch_table == ((1, 0.01), (8, 0.02))
+BATCH_LAW = "base_s: 0.01, per_prefill_token_s: 6e-5, per_sequence_s: 1e-4"
+
+
+def test_tables_stand_in_for_the_terms_of_batch_and_prompt_tokens() -> None:
+    tables = "batch_table: [[1, 0.01], [8, 0.02]], prefill_table: [[8, 0.001], [512, 0.03]]"
+    step = parse_profile(GOOD.replace(BATCH_LAW, tables), "ours.yaml").step_time
+    assert step.batch_table == ((1, 0.01), (8, 0.02))
+    assert step.prefill_table == ((8, 0.001), (512, 0.03))
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        (
+            f"{BATCH_LAW}, batch_table: [[1, 0.01], [8, 0.02]]",
+            "step_time.per_sequence_s is 0.0001 beside batch_table; give one of the two",
+        ),
+        (
+            f"{BATCH_LAW}, prefill_table: [[8, 0.001], [512, 0.03]]",
+            "step_time.per_prefill_token_s is 6e-05 beside prefill_table",
+        ),
+        (
+            "base_s: 0.01, prefill_base_s: 0.1, prefill_table: [[8, 0.001], [512, 0.03]]",
+            "step_time.prefill_base_s is 0.1 beside prefill_table",
+        ),
+        (
+            "base_s: 0.01, prefill_table: [[8, 0.003], [8, 0.004]]",
+            "prefill_table[1] is at 8 prompt tokens, not above the 8 before it",
+        ),
+        (
+            "base_s: 0.01, prefill_table: [[8, 0.003], [9, 0.002]]",
+            "prefill_table[1] is 0.002 s, below the 0.003 s of fewer prompt tokens",
+        ),
+        ("base_s: 0.01, straggler: [[1, 1.0]]", "straggler has one point"),
+        (
+            "base_s: 0.01, straggler: [[1, 0.9], [8, 1.2]]",
+            "straggler[0] is a factor of 0.9; expected at least 1",
+        ),
+        ("base_s: 0.01, straggler: [[4, 1.1], [2, 1.2]]", "straggler[1] is at 2 sequences"),
+        ("base_s: 0.01, per_context_s: -1e-9", "step_time.per_context_s is -1e-09"),
+    ],
+)
+def test_says_what_is_wrong_with_the_terms_of_a_step(keys: str, sentence: str) -> None:
+    assert sentence in mistakes(GOOD.replace(BATCH_LAW, keys))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (", frontend: guessed", "", "origin.frontend is missing; expected where the figures"),
+        ("startup.ramp", "startup.rmap", "assumed[1] is 'startup.rmap'; expected a key of this"),
+        ("startup.ramp", "startup.rmap", "did you mean 'startup.ramp'?"),
+        ("1e-6}", "1e-6, ingress_s: -0.1}", "frontend.ingress_s is -0.1"),
+        ("chunk_tokens: 512", "chunk_tokens: 1048577", "limits.chunk_tokens is 1,048,577"),
+        ("tokens: 512}", "tokens: 512, batch_size_oom: 0}", "limits.batch_size_oom is 0"),
+    ],
+)
+def test_says_what_a_profile_leaves_open(old: str, new: str, sentence: str) -> None:
+    assert sentence in mistakes(GOOD.replace(old, new))
+
+
+def test_names_what_no_measurement_stands_behind() -> None:
+    profile = parse_profile(GOOD, "ours.yaml")
+    assert profile.assumptions() == ("threads (frontend)", "startup.ramp", "kv (no origin)")
+    told = GOOD.replace("step_time: measured", "kv.blocks: read off, step_time: measured")
+    told = told.replace("assumed: [frontend, startup.ramp]", "assumed: []")
+    assert parse_profile(told, "ours.yaml").assumptions() == ("startup (no origin)",)
 
 
 def test_reports_all_mistakes_at_once() -> None:

@@ -98,6 +98,8 @@ def test_says_what_ran_from_what_and_how_to_repeat_it(text):
         "invented <for tests> & nothing else",
         "CC0 </script>",
         "The knob threads is pinned: profile toy has no frontend section.",
+        "Assumed, not measured: limits.batch_size_max, kv (no origin).",
+        "Whatever happens between <two> replicas.",
         "1, 2, 3; sweeps ran seed 0",
         "static and hpa were tuned on calm, not on the load that is compared here.",
         "Every policy but static started with 2 ready replicas.",

@@ -162,7 +162,8 @@ def test_notes_hold_what_must_be_known_first():
     assert "mine misses the goal of 99.0 %: it reaches 96.50 %." in found
     assert "hpa misses" not in found
     assert "seed" not in found  # five seeds, ten hours, no gap: nothing more to say
-    assert len(notes(value)) == 1
+    assert "Assumed, not measured: limits.batch_size_max, kv (no origin)." in found
+    assert len(notes(value)) == 2
 
 
 def test_notes_on_hindsight_seeds_span_gaps_and_pinned_knobs():

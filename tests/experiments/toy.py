@@ -28,6 +28,8 @@ PROFILE = ServingProfile(
     step_time=StepTime(base_s=0.01),
     origin={"step_time": "invented <for tests> & nothing else"},
     error={"ttft_mean": 0.125},
+    assumed=("limits.batch_size_max",),
+    not_modelled=("Whatever happens between <two> replicas.",),
 )
 
 

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tuner.core.profile import ServingProfile
+    from tuner.core.profile import ServingProfile, StepTime
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -82,8 +82,12 @@ def show(profile: ProfileArgument, as_json: JsonOption = False) -> None:
     if loaded.origin:
         console.print("\n[bold]origin[/]")
         console.print(_grid(loaded.origin))
+    for sentence in loaded.not_modelled:
+        console.print(f"\n[yellow]not modelled[/]: {escape(sentence)}")
     for knob, reason in loaded.unmodelled_knobs().items():
         console.print(f"\n[yellow]{knob}[/] is not modelled and stays pinned: {escape(reason)}")
+    if loaded.assumptions():
+        console.print(f"\n[yellow]assumed, not measured[/]: {', '.join(loaded.assumptions())}")
 
 
 @app.command()
@@ -94,15 +98,17 @@ def check(profile: ProfileArgument, as_json: JsonOption = False) -> None:
       tuner profile check ./ours.yaml
     """
     from envs.simulator.schedulers import check_scheduler
-    from envs.simulator.step_time import seconds_by_batch
+    from envs.simulator.step_time import check_step_time
     from tuner.data.profiles import load_profile
 
     loaded = load_profile(profile)
     check_scheduler(loaded)
-    seconds_by_batch(loaded)
+    check_step_time(loaded)
     notes = [f"{knob} stays pinned: {why}" for knob, why in loaded.unmodelled_knobs().items()]
     if not loaded.origin:
         notes.append("no origin: nobody can tell where the figures come from")
+    elif loaded.assumptions():
+        notes.append(f"assumed, not measured: {', '.join(loaded.assumptions())}")
     if not loaded.error:
         notes.append("no error: nobody can tell how far off the figures are")
     if as_json:
@@ -136,10 +142,19 @@ def _figures(profile: ServingProfile) -> Table:
         f"{kv.watermark:.0%} kept free at admission",
         "limits": f"{limits.batch_size_max} sequences, "
         f"{limits.chunk_tokens:,} tokens per iteration",
-        "prefill": f"{step.prefill_base_s * 1e3:.3g} ms per iteration with prompt tokens, and "
-        f"{step.per_prefill_token_s * 1e6:.3g} µs per prompt token",
+        "prefill": _prefill(step),
         "KV reads": f"{step.per_kv_token_s * 1e9:.3g} ns per token in the cache and iteration",
     }
+    if step.straggler:
+        rows["straggler"] = "iterations longer by " + ", ".join(
+            f"{factor - 1:.1%} at {sequences} sequences" for sequences, factor in step.straggler
+        )
+    if limits.batch_size_oom is not None:
+        rows["memory"] = f"runs out when started for more than {limits.batch_size_oom} sequences"
+    if kv.prefix_cache:
+        rows["prefix cache"] = "on"
+    if profile.scheduler_options:
+        rows["options"] = ", ".join(f"{k} {v}" for k, v in profile.scheduler_options.items())
     if profile.startup is not None:
         start = profile.startup
         stages = [
@@ -155,18 +170,35 @@ def _figures(profile: ServingProfile) -> Table:
         front = profile.frontend
         rows["frontend"] = (
             f"{front.cores} cores, {front.per_request_s * 1e3:.3g} ms per request, "
-            f"{front.per_token_s * 1e6:.3g} µs per prompt token"
+            f"{front.per_token_s * 1e6:.3g} µs per prompt token, "
+            f"{front.per_output_token_s * 1e6:.3g} µs per output token; "
+            f"{front.ingress_s * 1e3:.3g} ms to the engine"
         )
     if profile.price_per_gpu_hour_usd is not None:
         rows["price"] = f"{profile.price_per_gpu_hour_usd:.2f} USD per GPU hour"
     return _grid(rows)
 
 
+def _prefill(step: StepTime) -> str:
+    """What prompt tokens cost."""
+    if step.prefill_table:
+        (low, low_s), (high, high_s) = step.prefill_table[0], step.prefill_table[-1]
+        told = f"{low_s * 1e3:.3g} ms for {low} prompt tokens to {high_s * 1e3:.3g} ms for {high:,}"
+    else:
+        told = (
+            f"{step.prefill_base_s * 1e3:.3g} ms per iteration with prompt tokens, and "
+            f"{step.per_prefill_token_s * 1e6:.3g} µs per prompt token"
+        )
+    if step.per_context_s:
+        told += f"; {step.per_context_s * 1e9:.3g} ns per prompt token and token before it"
+    return told
+
+
 def _speeds(profile: ServingProfile) -> Table:
     """Decode speed by batch, without KV reads and prompts."""
-    from envs.simulator.step_time import seconds_by_batch
+    from envs.simulator.step_time import decode_seconds
 
-    seconds = seconds_by_batch(profile)
+    seconds = decode_seconds(profile)
     most = profile.limits.batch_size_max
     batches = sorted({min(2**power, most) for power in range(12)} | {most})
     table = Table(box=None, pad_edge=False, header_style="bold")

@@ -61,9 +61,10 @@ class StepTime:
 
     base_s + per_prefill_token_s x prompt tokens of the iteration + per_sequence_s x sequences
     + per_kv_token_s x tokens processed before it, summed over the batch, + prefill_base_s if the
-    iteration holds any prompt token. With `batch_table`, the table over sequences (linear between
-    its points, and beyond its last point along its last segment) stands in for
-    base_s + per_sequence_s x sequences.
+    iteration holds any prompt token + per_context_s x pairs of a prompt token and a token before
+    it; all of it x straggler. With `batch_table`, the table over sequences (linear between its
+    points, level before the first, and beyond its last point along its last segment) stands in for
+    base_s + per_sequence_s x sequences; with `prefill_table` another one for the prompt tokens.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -85,11 +86,12 @@ class StepTime:
     """(prompt tokens, seconds) points, as `batch_table`; stands in for prefill_base_s and
     per_prefill_token_s. 0 without prompt tokens."""
     per_context_s: float = 0.0
-    """Seconds per pair of a prompt token of the iteration and a token of its request that was
-    there before it: attention of a chunk over its context."""
+    """Seconds per pair of a prompt token of the iteration and a token that its request had before
+    the iteration: attention of a chunk over its context."""
     straggler: tuple[tuple[int, float], ...] = ()
     """(sequences, factor) points, as `batch_table`: how much longer an iteration of so many
-    sequences takes because all ranks wait for the slowest (expert or data parallel). Empty: 1."""
+    sequences takes, every term of it, because all ranks wait for the slowest (expert or data
+    parallel). At least 1; empty: 1."""
 
 
 @dataclass(frozen=True)
@@ -145,10 +147,12 @@ class Startup:
 
 @dataclass(frozen=True)
 class Frontend:
-    """CPU work in front of the engine: `threads` workers on `cores` cores, first form.
+    """CPU work in front of the engine: `threads` workers on `cores` cores.
 
-    A request occupies one worker for per_request_s + per_token_s x prompt tokens, longer by
-    threads / cores where there are more threads than cores, and enters the engine in order.
+    A request occupies one worker for per_request_s + per_token_s x prompt tokens, and each of its
+    output tokens occupies the workers for per_output_token_s; both take longer by threads / cores
+    where there are more threads than cores. Requests enter the engine in order, and the engine does
+    not wait for the streaming. No public measurement stands behind this model.
     """
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
@@ -160,9 +164,10 @@ class Frontend:
     per_token_s: float = 0.0
     """CPU seconds per prompt token."""
     per_output_token_s: float = 0.0
-    """CPU seconds per output token that is streamed; taken from the same cores."""
+    """CPU seconds per output token that is streamed; taken from the same workers."""
     ingress_s: float = 0.0
-    """Seconds that every request is on its way before the engine knows it, however many threads."""
+    """Seconds that every request is on its way from its worker to the engine, however many
+    threads."""
 
 
 @dataclass(frozen=True)
@@ -189,6 +194,23 @@ class ServingProfile:
     """Key of this file -> where its figure comes from."""
     error: Mapping[str, float] = field(default_factory=dict)
     """Name of a measured figure -> relative error of this profile against it."""
+    assumed: tuple[str, ...] = ()
+    """Keys of this file, whole sections too, whose figures are chosen, not measured."""
+    not_modelled: tuple[str, ...] = ()
+    """Sentences: what the engine does that the simulator leaves out."""
+
+    def assumptions(self) -> tuple[str, ...]:
+        """What no measurement stands behind, as one reads it: assumed keys, in their order, then
+        sections that do not say where their figures come from."""
+        named = [f"threads ({key})" if _section(key) == "frontend" else key for key in self.assumed]
+        told = {_section(key) for key in (*self.origin, *self.assumed)}
+        return (*named, *(f"{name} (no origin)" for name in self._sections() if name not in told))
+
+    def _sections(self) -> list[str]:
+        """Sections with figures that this profile has."""
+        found = ["kv", "step_time"]
+        found += ["startup"] if self.startup is not None else []
+        return found + (["frontend"] if self.frontend is not None else [])
 
     def unmodelled_knobs(self) -> dict[str, str]:
         """Knobs that this profile says nothing about, and why; they are pinned."""
@@ -203,3 +225,8 @@ class ServingProfile:
                 f"profile {self.name} does not say what one costs (startup.warmup_request_s)"
             )
         return unmodelled
+
+
+def _section(key: str) -> str:
+    """Section of a key path."""
+    return key.split(".")[0]

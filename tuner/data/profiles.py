@@ -7,7 +7,7 @@ nearest known one. The types and the meaning of the keys are in `tuner.core.prof
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -91,7 +91,10 @@ def parse_profile(text: str, source: str) -> ServingProfile:
 
 MOST_KV_TOKENS = 2**31 - 1
 MOST_SEQUENCES = 65_536
-"""What the simulator counts with; no server comes near."""
+MOST_CHUNK_TOKENS = 2**20
+"""What the simulator counts with and keeps tables for; no server comes near."""
+
+Points = tuple[tuple[int, float], ...]
 
 
 def _contradictions(profile: ServingProfile) -> Iterator[str]:
@@ -107,6 +110,11 @@ def _contradictions(profile: ServingProfile) -> Iterator[str]:
             f"limits.batch_size_max is {profile.limits.batch_size_max:,}; "
             f"expected at most {MOST_SEQUENCES:,}"
         )
+    if profile.limits.chunk_tokens > MOST_CHUNK_TOKENS:
+        yield (
+            f"limits.chunk_tokens is {profile.limits.chunk_tokens:,}; "
+            f"expected at most {MOST_CHUNK_TOKENS:,}"
+        )
     yield from _negative_figures(profile)
     kv, limits = profile.kv, profile.limits
     if not 0 <= kv.watermark < 1:
@@ -121,7 +129,7 @@ def _contradictions(profile: ServingProfile) -> Iterator[str]:
             f"limits.batch_size_max {limits.batch_size_max} is above limits.chunk_tokens "
             f"{limits.chunk_tokens}; every sequence takes a token of each iteration, so lower it"
         )
-    yield from _step_time_contradictions(profile.step_time, limits.batch_size_max)
+    yield from _step_time_contradictions(profile.step_time)
     oom = limits.batch_size_oom
     if limits.batch_size_applied == "hot" and oom is not None and limits.batch_size_max > oom:
         yield (
@@ -131,6 +139,7 @@ def _contradictions(profile: ServingProfile) -> Iterator[str]:
         )
     if profile.startup is not None:
         yield from _startup_contradictions(profile.startup)
+    yield from _unfounded(profile)
 
 
 LONGEST_MEDIAN_S = 86_400.0
@@ -156,33 +165,79 @@ def _startup_contradictions(startup: Startup) -> Iterator[str]:
             yield f"startup.ramp[{step}] has speed {speed}; expected above 0, at most 1"
 
 
-def _step_time_contradictions(step: StepTime, batch_size_max: int) -> Iterator[str]:
-    table = step.batch_table
-    if not table:
-        one_s = step.base_s + step.per_sequence_s
-        if one_s <= 0:
-            yield (
-                f"step_time gives an iteration of one sequence {one_s:g} seconds; "
-                "expected base_s, per_sequence_s or batch_table above 0"
-            )
-        return
-    if len(table) < 2:
-        yield "step_time.batch_table has one point; expected at least two"
-    for row, (sequences, seconds) in enumerate(table):
-        if sequences < 1:
-            yield f"step_time.batch_table[{row}] is at {sequences} sequences; expected at least 1"
+def _step_time_contradictions(step: StepTime) -> Iterator[str]:
+    if step.batch_table:
+        yield from _two_laws(step, "batch_table", ("base_s", "per_sequence_s"))
+        yield from _bad_points("batch_table", step.batch_table, "sequences")
+    elif step.base_s + step.per_sequence_s <= 0:
+        yield (
+            f"step_time gives an iteration of one sequence {step.base_s + step.per_sequence_s:g} "
+            "seconds; expected base_s, per_sequence_s or batch_table above 0"
+        )
+    if step.prefill_table:
+        yield from _two_laws(step, "prefill_table", ("prefill_base_s", "per_prefill_token_s"))
+        yield from _bad_points("prefill_table", step.prefill_table, "prompt tokens")
+    yield from _bad_sizes("straggler", step.straggler, "sequences")
+    for row, (_, factor) in enumerate(step.straggler):
+        if factor < 1:
+            yield f"step_time.straggler[{row}] is a factor of {factor}; expected at least 1"
+
+
+def _two_laws(step: StepTime, table: str, instead_of: tuple[str, ...]) -> Iterator[str]:
+    for name in instead_of:
+        if getattr(step, name) != 0:
+            yield f"step_time.{name} is {getattr(step, name)} beside {table}; give one of the two"
+
+
+def _bad_points(name: str, points: Points, unit: str) -> Iterator[str]:
+    """Of a table of seconds that must not fall with the size."""
+    yield from _bad_sizes(name, points, unit)
+    for row, (_, seconds) in enumerate(points):
         if seconds <= 0:
-            yield f"step_time.batch_table[{row}] is {seconds} s; expected above 0"
-        if row and sequences <= table[row - 1][0]:
+            yield f"step_time.{name}[{row}] is {seconds} s; expected above 0"
+        if row and seconds < points[row - 1][1]:
             yield (
-                f"step_time.batch_table[{row}] is at {sequences} sequences, not above the "
-                f"{table[row - 1][0]} before it; sort the points"
+                f"step_time.{name}[{row}] is {seconds} s, below the {points[row - 1][1]} s of "
+                f"fewer {unit}; expected times that do not fall"
             )
-        if row and seconds < table[row - 1][1]:
+
+
+def _bad_sizes(name: str, points: Points, unit: str) -> Iterator[str]:
+    if len(points) == 1:
+        yield f"step_time.{name} has one point; expected at least two"
+    for row, (size, _) in enumerate(points):
+        if size < 1:
+            yield f"step_time.{name}[{row}] is at {size} {unit}; expected at least 1"
+        if row and size <= points[row - 1][0]:
             yield (
-                f"step_time.batch_table[{row}] is {seconds} s, below the {table[row - 1][1]} s "
-                "of a smaller batch; expected times that do not fall"
+                f"step_time.{name}[{row}] is at {size} {unit}, not above the "
+                f"{points[row - 1][0]} before it; sort the points"
             )
+
+
+def _unfounded(profile: ServingProfile) -> Iterator[str]:
+    """Where the profile does not say, or says wrongly, what its figures rest on."""
+    told = {key.split(".")[0] for key in profile.origin}
+    if profile.frontend is not None and "frontend" not in told:
+        yield (
+            "origin.frontend is missing; expected where the figures come from "
+            "(no public measurement of a frontend is known)"
+        )
+    known = list(_key_paths(profile))
+    for row, key in enumerate(profile.assumed):
+        if key not in known:
+            near = get_close_matches(key, known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else ", such as startup.ramp"
+            yield f"assumed[{row}] is {key!r}; expected a key of this file{hint}"
+
+
+def _key_paths(profile: ServingProfile) -> Iterator[str]:
+    for field in fields(profile):
+        value = getattr(profile, field.name)
+        if value is not None:
+            yield field.name
+        if is_dataclass(value):
+            yield from (f"{field.name}.{inner.name}" for inner in fields(value))
 
 
 def _low_counts(profile: ServingProfile) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -40,9 +41,11 @@ class Request:
     e2e_s: float = math.nan
     replica: int = -1
     preemptions: int = 0
+    worker: int = -1
     given: int = 0
     rejected: bool = False
     failed: bool = False
+    warmth: float = 1.0
 
     @property
     def total(self) -> int:
@@ -67,6 +70,7 @@ class Replica:
     batch: list[Request] = field(default_factory=list)
     free: int = 0
     admitted: float = 0
+    taken: float = 0
     iteration_s: float = math.nan
     due_s: float = math.inf
     workers: list[float] = field(default_factory=list)
@@ -95,6 +99,9 @@ class Sums:
 class Oracle:
     """One cluster."""
 
+    own_blocks = 0
+    """KV blocks that the engine keeps for itself."""
+
     def __init__(
         self,
         trace: Trace,
@@ -111,12 +118,16 @@ class Oracle:
         slo: Slo = Slo(),  # noqa: B008 - frozen
         drain_timeout_s: float | None = None,
         crash_per_hour: float = 0.0,
+        factors: Mapping[str, float] | None = None,
     ) -> None:
         self.slo = slo
         self.drain_timeout_s = math.inf if drain_timeout_s is None else drain_timeout_s
         self.crash_per_hour = crash_per_hour
         self.profile = profile
+        self.factors = {"step_time": 1.0, "prefill": 1.0, "kv": 1.0, "slow_slot": -1, "slow": 1.0}
+        self.factors |= factors or {}
         self.kv = profile.kv
+        self.blocks = profile.kv.blocks - self.own_blocks
         self.seed = seed
         self.router = router
         self.now_s = start_s
@@ -142,7 +153,7 @@ class Oracle:
                 continue
             self._boot(replica)
             self._get_ready(replica)
-            replica.admitted = math.inf
+            replica.admitted = replica.taken = math.inf
 
     # time
 
@@ -194,17 +205,23 @@ class Oracle:
 
     def _arrive(self, request: Request) -> None:
         self.sums.arrivals += 1
-        prompt_blocks = math.ceil(request.prompt / self.kv.block_tokens)
-        if (
-            request.total > self.kv.blocks * self.kv.block_tokens
-            or prompt_blocks > self.kv.blocks - self.kv.watermark_blocks
-        ):
-            request.rejected = True
-            self.sums.rejected += 1
-            self.sums.missed += 1
+        if self._too_large(request):
+            self._reject(request)
             return
         self.waiting.append(request)
         self._send_waiting()
+
+    def _too_large(self, request: Request) -> bool:
+        prompt_blocks = math.ceil(request.prompt / self.kv.block_tokens)
+        return (
+            request.total > self.kv.blocks * self.kv.block_tokens
+            or prompt_blocks > self.kv.blocks - self.kv.watermark_blocks
+        )
+
+    def _reject(self, request: Request) -> None:
+        request.rejected = True
+        self.sums.rejected += 1
+        self.sums.missed += 1
 
     def _send_waiting(self) -> None:
         while self.waiting and any(replica.state == "ready" for replica in self.slots):
@@ -216,12 +233,23 @@ class Oracle:
             chosen = min(ready, key=lambda r: (r.slot - self.cursor) % len(self.slots))
             self.cursor = chosen.slot + 1
         elif self.router == "least_pending":
-            chosen = min(ready, key=lambda r: len(r.queue))
+            chosen = min(ready, key=lambda r: len(self.queue_of(r)))
         else:
-            chosen = min(ready, key=lambda r: len(r.queue) + len(r.running))
+            chosen = min(ready, key=lambda r: len(self.queue_of(r)) + len(self.running_of(r)))
+        if self._refuses(chosen):
+            self._reject(request)
+            return
         request.replica = chosen.slot
+        request.warmth = min(1.0, chosen.taken / (self.blocks * self.kv.block_tokens))
+        chosen.taken += request.prompt
         request.visible_s = self._through_frontend(chosen, request)
         chosen.queue.append(request)
+        self._entered(chosen, request)
+
+    def _refuses(self, replica: Replica) -> bool:
+        return False
+
+    def _entered(self, chosen: Replica, request: Request) -> None:
         if not chosen.batch:
             self._start_iteration(chosen)
         elif chosen.iteration_s == self.now_s:  # here by its start: in it, if there is room
@@ -232,13 +260,31 @@ class Oracle:
         frontend = self.profile.frontend
         if frontend is None:
             return self.now_s
-        service_s = frontend.per_request_s + frontend.per_token_s * request.prompt
-        service_s *= max(1.0, replica.threads / frontend.cores)
-        replica.workers.sort()
-        out_s = max(self.now_s, replica.workers.pop(0)) + service_s
-        replica.workers.append(out_s)
+        cpu_s = frontend.per_request_s + frontend.per_token_s * request.prompt
+        request.worker = replica.workers.index(min(replica.workers))
+        out_s = self._work(replica, request.worker, cpu_s) + frontend.ingress_s
         replica.last_visible_s = max(replica.last_visible_s, out_s)
         return replica.last_visible_s
+
+    def _work(self, replica: Replica, worker: int, cpu_s: float) -> float:
+        """Give a frontend worker CPU work to do after what it has; when that is done."""
+        seconds = cpu_s * max(1.0, replica.threads / self.profile.frontend.cores)
+        replica.workers[worker] = max(self.now_s, replica.workers[worker]) + seconds
+        return replica.workers[worker]
+
+    def _stream(self, replica: Replica, tokens: int) -> None:
+        """Share the tokens of an iteration's decodes out over the workers."""
+        frontend = self.profile.frontend
+        if frontend is not None and frontend.per_output_token_s and tokens:
+            for worker in range(replica.threads):
+                self._work(replica, worker, frontend.per_output_token_s * tokens / replica.threads)
+
+    def _delivered_s(self, replica: Replica, request: Request, tokens: int = 0) -> float:
+        """When the client has the request's token of now, `tokens` of which are yet to stream."""
+        frontend = self.profile.frontend
+        if frontend is None or not frontend.per_output_token_s:
+            return self.now_s
+        return self._work(replica, request.worker, frontend.per_output_token_s * tokens)
 
     # iterations
 
@@ -318,23 +364,28 @@ class Oracle:
         law = self.profile.step_time
         batch = replica.batch
         if law.batch_table:
-            seconds = self._table_seconds(len(batch))
+            seconds = _along(law.batch_table, len(batch))
         else:
             seconds = law.base_s + law.per_sequence_s * len(batch)
-        prefill_tokens = sum(r.tokens_now for r in batch if not r.decoding)
-        seconds += law.per_prefill_token_s * prefill_tokens
-        seconds += law.prefill_base_s if prefill_tokens else 0.0
-        seconds += law.per_kv_token_s * sum(r.done for r in batch)
+        seconds += self.factors["prefill"] * self._prefill_seconds(batch)
+        seconds += self.factors["kv"] * law.per_kv_token_s * sum(r.done for r in batch)
+        if law.straggler:
+            seconds *= _along(law.straggler, len(batch))
+        seconds *= self.factors["step_time"]
+        if replica.slot == self.factors["slow_slot"]:
+            seconds *= self.factors["slow"]
         return seconds / self._speed(replica.admitted)
 
-    def _table_seconds(self, batch: int) -> float:
-        points = self.profile.step_time.batch_table
-        if batch <= points[0][0] or len(points) == 1:
-            return points[0][1]
-        for (b0, s0), (b1, s1) in pairwise(points):
-            if batch <= b1 or (b1, s1) == points[-1]:
-                return s0 + (s1 - s0) * (batch - b0) / (b1 - b0)
-        raise AssertionError
+    def _prefill_seconds(self, batch: list[Request]) -> float:
+        law = self.profile.step_time
+        prefilling = [request for request in batch if not request.decoding]
+        tokens = sum(request.tokens_now for request in prefilling)
+        if tokens == 0:
+            return 0.0
+        seconds = law.per_context_s * sum(r.tokens_now * r.done for r in prefilling)
+        if law.prefill_table:
+            return seconds + _along(law.prefill_table, tokens)
+        return seconds + law.prefill_base_s + law.per_prefill_token_s * tokens
 
     def _speed(self, admitted: float) -> float:
         first = 0
@@ -346,20 +397,23 @@ class Oracle:
 
     def _end_iteration(self, replica: Replica) -> None:
         self.sums.iterations += 1
+        decodes = [request for request in replica.batch if request.decoding]
+        self._stream(replica, sum(r.done + 1 - r.prompt > r.given for r in decodes))
         for request in replica.batch:
             request.done += request.tokens_now
             if not request.decoding and request.done == request.target:
                 request.decoding = True
                 request.done += 1
                 if math.isnan(request.ttft_s):
-                    request.ttft_s = self.now_s - request.arrival_s
+                    delivered_s = self._delivered_s(replica, request, tokens=1)
+                    request.ttft_s = delivered_s - request.arrival_s
                     self.sums.prompt_tokens += request.prompt
                     self.sums.missed += request.ttft_s > self.slo.ttft_s
             if request.decoding and request.done - request.prompt > request.given:
                 request.given += 1
                 self.sums.output_tokens += 1
             if request.decoding and request.done == request.total:
-                request.e2e_s = self.now_s - request.arrival_s
+                request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
                 replica.free += request.blocks
                 request.blocks = 0
                 self.sums.finished += 1
@@ -466,13 +520,14 @@ class Oracle:
         replica.threads = self.threads
         replica.warmups = self.warmup_requests
         replica.started_s = self.now_s
-        replica.free = self.kv.blocks
+        replica.free = self.blocks
         replica.batch = []
         replica.due_s = math.inf
         replica.iteration_s = math.nan
         replica.workers = [-math.inf] * self.threads
         replica.last_visible_s = -math.inf
         replica.kill_s = math.inf
+        replica.taken = 0
 
     def _start(self, replica: Replica) -> None:
         """A new pod: every stage."""
@@ -514,13 +569,16 @@ class Oracle:
             request.failed = True
             self.sums.failed += 1
             self.sums.missed += not request.ttft_s > self.slo.ttft_s
-        replica.running.clear()
-        replica.queue.clear()
-        replica.batch = []
+        self._drop(replica)
         if replica.state == "ready":
             self._restart_container(replica)
         else:
             self._leave_if_empty(replica)
+
+    def _drop(self, replica: Replica) -> None:
+        replica.running.clear()
+        replica.queue.clear()
+        replica.batch = []
 
     def _get_ready(self, replica: Replica) -> None:
         replica.state = "ready"
@@ -541,8 +599,33 @@ class Oracle:
 
     # what can be seen
 
+    def queue_of(self, replica: Replica) -> Sequence[Request]:
+        return replica.queue
+
+    def running_of(self, replica: Replica) -> Sequence[Request]:
+        return replica.running
+
+    def blocks_of(self, replica: Replica) -> int:
+        return sum(request.blocks for request in replica.running)
+
+    def tokens_of(self, replica: Replica) -> int:
+        return sum(request.done for request in replica.running)
+
+    def queued_tokens_of(self, replica: Replica) -> int:
+        return sum(request.target for request in replica.queue)
+
     def column(self, name: str) -> np.ndarray:
         return np.array([getattr(request, name) for request in self.requests])
 
     def count(self, state: str) -> int:
         return sum(replica.state == state for replica in self.slots)
+
+
+def _along(points: Sequence[tuple[int, float]], at: int) -> float:
+    """The line through the points, level before the first, straight on beyond the last."""
+    if at <= points[0][0] or len(points) == 1:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in pairwise(points):
+        if at <= x1 or (x1, y1) == points[-1]:
+            return y0 + (y1 - y0) * (at - x0) / (x1 - x0)
+    raise AssertionError

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from envs.simulator import Fleet, FleetSettings
+from envs.simulator import EnvFactors, Fleet, FleetSettings
 from tests.envs.simulator.oracle import Oracle
+from tests.envs.simulator.oracle_vllm import VllmOracle
 from tuner.core.profile import (
     EngineLimits,
     Frontend,
@@ -67,13 +68,18 @@ class Case:
     end_s: float = 1000.0
     drain_timeout_s: float | None = None
     crash_per_hour: float = 0.0
+    factors: Mapping[str, float] = field(default_factory=dict)
+    """Of `EnvFactors`; 1 where not named."""
 
 
-def trace(rows: Sequence[tuple[float, int, int]]) -> Trace:
-    """From (arrival_s, prompt_tokens, output_tokens)."""
+def trace(rows: Sequence[tuple[float, int, int]], hits: Sequence[int] | None = None) -> Trace:
+    """From (arrival_s, prompt_tokens, output_tokens), and prefix_hit_tokens."""
     arrival_s, prompt, output = zip(*rows, strict=True)
     return Trace(
-        np.array(arrival_s, np.float64), np.array(prompt, np.int32), np.array(output, np.int32)
+        np.array(arrival_s, np.float64),
+        np.array(prompt, np.int32),
+        np.array(output, np.int32),
+        prefix_hit_tokens=None if hits is None else np.array(hits, np.int32),
     )
 
 
@@ -113,13 +119,19 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
         start_s=np.full(n, first.at_s),
         seeds=np.full(n, case.seed, np.uint64),
         settings=settings(first, n),
+        factors=replace(
+            EnvFactors.none(n), **{name: np.full(n, value) for name, value in case.factors.items()}
+        ),
     )
     return made
 
 
+ORACLES: dict[str, type[Oracle]] = {"vidur-sarathi": Oracle, "vllm-v1": VllmOracle}
+
+
 def oracle(case: Case) -> Oracle:
     first = case.ticks[0]
-    return Oracle(
+    return ORACLES[case.profile.scheduler](
         case.trace,
         case.profile,
         seed=case.seed,
@@ -133,11 +145,13 @@ def oracle(case: Case) -> Oracle:
         slo=SLO,
         drain_timeout_s=case.drain_timeout_s,
         crash_per_hour=case.crash_per_hour,
+        factors=case.factors,
     )
 
 
-def with_frontend(profile: ServingProfile = PROFILE) -> ServingProfile:
-    return replace(profile, frontend=Frontend(cores=2, per_request_s=0.0123, per_token_s=0.000321))
+def with_frontend(profile: ServingProfile = PROFILE, **changes: float) -> ServingProfile:
+    usual = Frontend(cores=2, per_request_s=0.0123, per_token_s=0.000321)
+    return replace(profile, frontend=replace(usual, **changes))
 
 
 def with_startup(profile: ServingProfile = PROFILE, **changes: object) -> ServingProfile:

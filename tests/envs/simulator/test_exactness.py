@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +15,7 @@ from envs.simulator import ROUTERS, Fleet, Gauges
 from tests.envs.simulator import small
 from tests.envs.simulator.oracle import Oracle
 from tests.envs.simulator.small import PROFILE, Case
-from tuner.core.profile import KvCache, Stage, Stages
+from tuner.core.profile import KvCache, ServingProfile, Stage, Stages
 
 GAP_S = 0.0031415926535
 """Arrivals are whole multiples; ticks are of another irrational number, so that they never meet."""
@@ -48,6 +49,7 @@ def cases(draw: st.DrawFn) -> Case:
         end_s=200.0,
         drain_timeout_s=draw(st.sampled_from([None, 0.0, 0.0123, 0.1])),
         crash_per_hour=draw(st.sampled_from([0.0, 0.0, 3600.0, 36000.0])),
+        factors=_factors(draw, slots),
     )
 
 
@@ -65,6 +67,8 @@ def _profile(draw: st.DrawFn):
         table = ((1, 0.00113), (3, 0.00197), (6, 0.00229))
         law = replace(profile.step_time, base_s=0.0, per_sequence_s=0.0, batch_table=table)
         profile = replace(profile, step_time=law)
+    if draw(st.booleans()):
+        profile = _with_more_terms(draw, profile)
     if draw(st.booleans()):
         ramp = draw(st.sampled_from([(), ((2, 0.3), (3, 0.7))]))
         profile = small.with_startup(
@@ -84,8 +88,37 @@ def _profile(draw: st.DrawFn):
         )
         profile = replace(profile, limits=limits)
     if draw(st.booleans()):
-        profile = small.with_frontend(profile)
+        profile = small.with_frontend(
+            profile,
+            per_output_token_s=draw(st.sampled_from([0.0, 0.000123, 0.00231])),
+            ingress_s=draw(st.sampled_from([0.0, 0.0156])),
+        )
     return profile
+
+
+def _with_more_terms(draw: st.DrawFn, profile: ServingProfile) -> ServingProfile:
+    """Tables over the prompt tokens and of the straggler, and attention over the context."""
+    law = replace(
+        profile.step_time, per_context_s=draw(st.sampled_from([0.0, math.sqrt(13) * 1e-6]))
+    )
+    if draw(st.booleans()):
+        table = ((3, 0.00217), (11, 0.00319), (40, 0.00853))
+        law = replace(law, prefill_base_s=0.0, per_prefill_token_s=0.0, prefill_table=table)
+    if draw(st.booleans()):
+        law = replace(law, straggler=((2, 1.0231), (5, 1.1773)))
+    return replace(profile, step_time=law)
+
+
+def _factors(draw: st.DrawFn, slots: int) -> dict[str, float]:
+    if draw(st.booleans()):
+        return {}
+    return {
+        "step_time": draw(st.sampled_from([0.8237, 1.0, 1.3123])),
+        "prefill": draw(st.sampled_from([0.7113, 1.0, 1.9371])),
+        "kv": draw(st.sampled_from([0.0, 1.0, 31.71])),
+        "slow_slot": draw(st.integers(-1, slots - 1)),
+        "slow": draw(st.sampled_from([1.0, 1.7321])),
+    }
 
 
 def _ticks(draw: st.DrawFn, slots: int, frontend: bool) -> tuple[small.Tick, ...]:
@@ -137,8 +170,8 @@ def run_both(case: Case) -> tuple[Fleet, Oracle]:
 
 
 def assert_same_gauges(gauges: Gauges, oracle: Oracle) -> None:
-    waiting = len(oracle.waiting) + sum(len(replica.queue) for replica in oracle.slots)
-    running = sum(len(replica.running) for replica in oracle.slots)
+    waiting = len(oracle.waiting) + sum(len(oracle.queue_of(r)) for r in oracle.slots)
+    running = sum(len(oracle.running_of(r)) for r in oracle.slots)
     assert gauges.queue_depth[0] == waiting
     assert gauges.running[0] == running
     assert gauges.in_flight[0] == waiting + running
@@ -147,12 +180,10 @@ def assert_same_gauges(gauges: Gauges, oracle: Oracle) -> None:
     assert gauges.draining[0] == oracle.count("draining")
     for slot, replica in enumerate(oracle.slots):
         if replica.state in ("ready", "draining"):
-            used = sum(request.blocks for request in replica.running)
-            usage = gauges.replica_kv_cache_usage[0, slot]
-            assert usage == pytest.approx(used / oracle.kv.blocks, abs=1e-12)
-            tokens = sum(request.done for request in replica.running)
-            assert gauges.replica_kv_tokens[0, slot] == tokens
-            queued = sum(request.target for request in replica.queue)
+            used = oracle.blocks_of(replica) / oracle.blocks
+            assert gauges.replica_kv_cache_usage[0, slot] == pytest.approx(used, abs=1e-12)
+            assert gauges.replica_kv_tokens[0, slot] == oracle.tokens_of(replica)
+            queued = oracle.queued_tokens_of(replica)
             assert gauges.replica_queued_prompt_tokens[0, slot] == queued
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from envs.simulator import ROUTERS, SCHEDULERS, Fleet, FleetSettings
+from envs.simulator.rules import MEMORIES
 from tests.envs.simulator import small
 from tests.envs.simulator.small import PROFILE, Case
 from tests.envs.simulator.test_exactness import assert_same_requests
@@ -20,7 +21,7 @@ ONE = small.trace([(0.0, 5, 3)])
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"scheduler": "vllm-v9"}, "scheduler is 'vllm-v9'; expected one of: vidur-sarathi"),
+        ({"scheduler": "vllm-v9"}, "scheduler is 'vllm-v9'; expected one of: .*vidur-sarathi"),
         ({"limits": EngineLimits(16, 8)}, "batch_size_max is 16, above limits.chunk_tokens 8"),
         ({"step_time": StepTime()}, "0.0 s for an iteration of 1 sequences"),
         (
@@ -173,5 +174,6 @@ def test_overload_grows_the_memory_of_the_env_that_needs_it(replicas: int) -> No
 
 
 def test_registries_name_what_exists() -> None:
-    assert set(SCHEDULERS) == {"vidur-sarathi"}
+    assert {"vidur-sarathi", "vllm-v1"} <= set(SCHEDULERS)
+    assert set(SCHEDULERS) == set(MEMORIES)
     assert set(ROUTERS) == {"round_robin", "least_pending", "least_loaded"}
