@@ -8,7 +8,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from envs.config import EnvConfig
+from envs.config import EnvConfig, FailureConfig
 from envs.episodes import EpisodeDraws, episode_seeds
 from envs.serving_env import FollowAction, ServingEnv
 from envs.simulator.cluster import SimulatedCluster
@@ -83,6 +83,8 @@ def cluster_of(
         keep=float(draws.keep[0]),
         jitter=config.jitter,
         scrape_loss=config.scrape_loss,
+        drain_timeout_s=config.drain_timeout_s,
+        failures=config.failures,
     )
     return cluster, clock
 
@@ -169,7 +171,11 @@ def setting() -> tuple[Codec, EnvConfig, np.ndarray]:
     space = worlds.knobs()
     return (
         bold(worlds.codec(space, move=MOVE)),
-        worlds.config(episode_ticks=TICKS + 1),
+        worlds.config(
+            episode_ticks=TICKS + 1,
+            drain_timeout_s=5.0,
+            failures=FailureConfig(crash_per_hour=10.0, slow_replica=0.5),
+        ),
         actions(4, TICKS),
     )
 
