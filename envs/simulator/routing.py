@@ -104,12 +104,11 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
         reject(memory, engine, env, request)
         return
     entry = take_entry(memory, env)
-    flight = fill_entry(memory, env, entry, request)
+    flight = fill_entry(memory, engine, env, replica, entry, request)
     flight.slot = replica.slot
     flight.visible_s = at_s
     if env.clients > 0:
         flight.arrival_s = at_s
-    replica.taken_tokens += flight.prompt_tokens
     if engine.has_frontend:
         take_in(memory, engine, replica, flight, at_s)
     push_back(memory, env, replica, flight, entry)

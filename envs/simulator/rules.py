@@ -70,7 +70,7 @@ def request_entered(
 
 
 def cap_changed(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
-    """Take note that `env.batch_size`, the cap, has been another until `at_s`."""
+    """Take note that `replica.batch_size`, the cap, has been another until `at_s`."""
     raise TypeError("a scheduler's rules are called from compiled functions only")
 
 

@@ -233,7 +233,8 @@ def vllm_cases(draw: st.DrawFn) -> Case:
 def test_equals_the_naive_loop(case: Case) -> None:
     fleet, oracle = run_both(case)
     assert_same_requests(fleet, oracle)
-    assert fleet.done()[0]
+    # Where no start succeeds, requests wait for ever.
+    assert fleet.done()[0] or case.profile.limits.batch_size_oom is not None
     event(f"async: {case.profile.scheduler_options['async']}")
     event(f"preemptions: {min(oracle.sums.preemptions, 10)}")
     event(f"rejected: {oracle.sums.rejected > 0}")
