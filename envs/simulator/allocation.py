@@ -35,7 +35,16 @@ from tuner.core.profile import ServingProfile, Startup
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
-_SHARED = {"engine", "batch_s", "prefill_s", "straggler", "ramp_requests", "ramp_speed", "trace"}
+_SHARED = {
+    "engine",
+    "batch_s",
+    "prefill_s",
+    "straggler",
+    "stages",
+    "ramp_requests",
+    "ramp_speed",
+    "trace",
+}
 _FIRST_POOL = 256
 """Requests in flight that an env has room for at first; doubled when full."""
 

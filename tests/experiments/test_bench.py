@@ -185,3 +185,10 @@ def test_refuses_to_compare_on_nothing(
 ) -> None:
     assert main(["rules", option, "0"]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_an_environment_is_measured_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "--replicas", "2", "--batch-size", "16"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["in_flight"] == 32
+    assert 0 < figures["bytes_at_start"] <= figures["bytes_full"] < 160 * 1024
