@@ -7,10 +7,9 @@ from dataclasses import fields, replace
 import numpy as np
 import pytest
 
-from envs.config import EnvConfig, FailureConfig
+from envs.config import EnvConfig
 from envs.draws import normal
 from envs.episodes import EpisodeDraws, episode_seeds
-from envs.failures import with_failures
 from envs.randomise import RandomiseConfig
 from envs.simulator.fleet import EnvFactors
 from tests.envs import worlds
@@ -70,20 +69,6 @@ def test_cold_starts_are_even_in_their_logarithm():
     assert 0.25 <= found.min() < 0.27
     assert 3.7 < found.max() <= 4.0
     assert np.median(found) == pytest.approx(1.0, rel=0.05)
-
-
-def test_a_tenth_of_the_fleets_has_one_slow_replica_among_those_it_starts_with():
-    draws = drawn()
-    config = FailureConfig(slow_replica=0.1)
-    factors = with_failures(draws.factors, config, draws.seeds, draws.replicas)
-    slow = factors.slow_slot >= 0
-    assert slow.mean() == pytest.approx(0.1, abs=0.01)
-    np.testing.assert_array_equal(factors.slow[~slow], 1.0)
-    assert (factors.slow[slow] >= 1.2).all()
-    assert factors.slow[slow].mean() == pytest.approx(1.6, abs=0.03)
-    assert (factors.slow_slot[slow] < draws.replicas[slow]).all()
-    assert set(factors.slow_slot[slow]) == set(range(int(draws.replicas.max())))
-    np.testing.assert_array_equal(factors.kv, draws.factors.kv)
 
 
 def test_metrics_come_late_and_are_lost_as_configured():

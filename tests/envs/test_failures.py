@@ -8,23 +8,28 @@ import numpy as np
 import pytest
 
 from envs.config import EnvConfig, FailureConfig
-from envs.failures import failure_factors
+from envs.failures import with_failures
+from envs.simulator import EnvFactors
 from tuner.core.errors import ConfigError
 
 SEEDS = np.arange(4000, dtype=np.uint64)
 
 
+def drawn(config: FailureConfig, replicas: float, n: int = len(SEEDS)) -> EnvFactors:
+    return with_failures(EnvFactors.none(n), config, SEEDS[:n], np.full(n, replicas))
+
+
 def test_by_default_nothing_goes_wrong() -> None:
     config = FailureConfig()
     assert config.crash_per_hour == 0
-    factors = failure_factors(config, SEEDS, np.full(len(SEEDS), 5.0))
+    factors = drawn(config, 5.0)
     assert set(factors.slow_slot) == {-1}
     assert set(factors.slow) == {1.0}
 
 
 def test_as_many_fleets_as_asked_for_have_one_slow_replica_of_those_at_the_start() -> None:
     config = FailureConfig(slow_replica=0.25, slow=(1.5, 3.0))
-    factors = failure_factors(config, SEEDS, np.full(len(SEEDS), 4.0))
+    factors = drawn(config, 4.0)
     slow = factors.slow_slot >= 0
     assert slow.mean() == pytest.approx(0.25, abs=0.025)
     assert set(factors.slow[~slow]) == {1.0}
@@ -37,7 +42,7 @@ def test_as_many_fleets_as_asked_for_have_one_slow_replica_of_those_at_the_start
 
 def test_a_fleet_that_starts_with_nobody_has_nobody_who_is_slow() -> None:
     config = FailureConfig(slow_replica=1.0)
-    assert failure_factors(config, SEEDS[:5], np.zeros(5)).slow_slot.tolist() == [-1] * 5
+    assert drawn(config, 0.0, 5).slow_slot.tolist() == [-1] * 5
 
 
 @pytest.mark.parametrize(
