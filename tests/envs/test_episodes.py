@@ -32,7 +32,7 @@ def test_nothing_is_drawn_unless_it_is_enabled():
         expected = -1 if one.name == "slow_slot" else 1
         np.testing.assert_array_equal(getattr(draws.factors, one.name), expected)
     np.testing.assert_array_equal(draws.scrape_lag_s, 0.0)
-    np.testing.assert_array_equal(draws.scrape_loss, worlds.config().scrape_loss)
+    np.testing.assert_array_equal(draws.scrape_loss, worlds.config().scrape.loss)
 
 
 def test_randomised_episodes_start_where_the_others_do():
