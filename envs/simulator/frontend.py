@@ -92,7 +92,8 @@ def last_token_delivered_s(memory: Memory, engine: Engine, flight: Flight, at_s:
     """When the client has the last token, which the engine gives at `at_s`."""
     if engine.per_output_token_s == 0.0:
         return at_s
-    return max(at_s, memory.workers[flight.worker])
+    delivered_s: float = max(at_s, memory.workers[flight.worker])
+    return delivered_s
 
 
 @inlined
