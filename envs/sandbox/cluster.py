@@ -70,7 +70,6 @@ class Totals:
     arrivals: int = 0
     finished: int = 0
     rejected: int = 0
-    failed: int = 0
     met: int = 0
     missed: int = 0
     prompt_tokens: int = 0
