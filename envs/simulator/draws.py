@@ -48,6 +48,10 @@ _FAR = (
     *(7.86869131145613259100e-4, 1.48753612908506148525e-2, 1.36929880922735805310e-1),
     *(5.99832206555887937690e-1, 1.0),
 )
+_SMALL = 0.5
+_EXP = tuple(1.0 / math.factorial(power) for power in range(15, -1, -1))
+"""Series of the exponential function, whose rest is below 1e-16 for a small argument; a call of the
+library costs twice as much."""
 _TRUNCATION = 3.0
 """A truncated normal draw lies within so many standard deviations."""
 
@@ -113,4 +117,7 @@ def truncated_normal(seed: np.uint64, stream: np.uint64, number: int) -> float:
 @inlined
 def lognormal_of_mean_one(seed: np.uint64, stream: np.uint64, number: int, sigma: float) -> float:
     """Lognormal factor with mean 1; `sigma` is that of its logarithm."""
-    return math.exp(sigma * normal(seed, stream, number) - 0.5 * sigma * sigma)
+    logarithm = sigma * normal(seed, stream, number) - 0.5 * sigma * sigma
+    if abs(logarithm) > _SMALL:
+        return math.exp(logarithm)
+    return _polynomial(_EXP, 0, logarithm) * logarithm**8 + _polynomial(_EXP, 8, logarithm)
