@@ -13,8 +13,12 @@ from envs.simulator.frontend import first_token_delivered_s, last_token_delivere
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.queueing import give_back
 
-_FLAT_BOUNDS = np.concatenate(BOUNDS)
-_FIRST_BOUND = np.cumsum([0] + [len(bounds) for bounds in BOUNDS])
+_STEP = math.ceil(math.sqrt(max(len(bounds) for bounds in BOUNDS) + 1))
+_BOUNDS = np.full((len(BOUNDS), _STEP * _STEP), np.inf)
+"""Bounds of each histogram, then infinities."""
+for _kind, _bounds in enumerate(BOUNDS):
+    _BOUNDS[_kind, : len(_bounds)] = _bounds
+_BOUNDS = _BOUNDS.reshape(-1)
 
 
 @inlined
@@ -121,7 +125,12 @@ def _count(
     memory: Memory, engine: Engine, env: Env, flight: Flight, kind: int, seconds: float
 ) -> None:
     """Count in the bucket of the smallest bound >= seconds, as Prometheus' `le` does."""
-    place = (env.index * engine.slots + flight.slot) * BUCKETS + FIRST_BUCKET[kind]
-    for i in range(_FIRST_BOUND[kind], _FIRST_BOUND[kind + 1]):
-        place += seconds > _FLAT_BOUNDS[i]
-    memory.counts[place] += 1
+    first = kind * _STEP * _STEP
+    below = 0
+    for step in range(1, _STEP):  # so many of the bounds in whole steps, then of the rest
+        below += _STEP * (seconds > _BOUNDS[first + step * _STEP - 1])
+    first += below
+    for rest in range(_STEP - 1):
+        below += seconds > _BOUNDS[first + rest]
+    replica = env.index * engine.slots + flight.slot
+    memory.counts[replica * BUCKETS + FIRST_BUCKET[kind] + below] += 1
