@@ -14,11 +14,10 @@ from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.queueing import give_back
 
 _STEP = math.ceil(math.sqrt(max(len(bounds) for bounds in BOUNDS) + 1))
-_BOUNDS = np.full((len(BOUNDS), _STEP * _STEP), np.inf)
+_BOUNDS = np.concatenate(
+    [np.pad(bounds, (0, _STEP * _STEP - len(bounds)), constant_values=np.inf) for bounds in BOUNDS]
+)
 """Bounds of each histogram, then infinities."""
-for _kind, _bounds in enumerate(BOUNDS):
-    _BOUNDS[_kind, : len(_bounds)] = _bounds
-_BOUNDS = _BOUNDS.reshape(-1)
 
 
 @inlined
