@@ -235,11 +235,11 @@ def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: f
     if replica.state == _STARTING or replica.state == _WARMING:
         stage_ended(memory, engine, env, replica, at_s)
         return
+    before = env.window_output_tokens
     if replica.running > 0:
-        before = env.window_output_tokens
         stream_ended_run(memory, engine, replica)
         end_run(memory, engine, env, replica, at_s)
-        # Rule-sets count tokens for the window only, and only here: the replica's are the same.
-        replica.output_tokens += env.window_output_tokens - before
     start_iteration(memory, engine, env, replica, at_s)
+    # Rule-sets count tokens for the window only, and only here: the replica's are the same.
+    replica.output_tokens += env.window_output_tokens - before
     leave_if_drained(memory, engine, env, replica, at_s)

@@ -52,7 +52,9 @@ def ended_by(replica: Replica, at_s: float) -> int:
 
 @inlined
 def tokens_so_far(replica: Replica, at_s: float) -> int:
-    """New output tokens that the run has given by `at_s`, before it is accounted for."""
+    """New output tokens that the run, if any, has given by `at_s`, before it is accounted for."""
+    if replica.running == 0:
+        return 0
     return ended_by(replica, at_s) * (replica.decoding - replica.repeating)
 
 

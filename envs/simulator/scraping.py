@@ -99,14 +99,6 @@ def scrape_next(memory: Memory, engine: Engine, env: Env) -> None:
 
 
 @inlined
-def output_tokens_by(replica: Replica, at_s: float) -> int:
-    """New tokens of the run that goes on, by `at_s`."""
-    if replica.running == 0:
-        return 0
-    return ended_by(replica, at_s) * (replica.decoding - replica.repeating)
-
-
-@inlined
 def kv_cache_usage(memory: Memory, engine: Engine, replica: Replica, ended: int) -> float:
     """0-1, when so many iterations of the run that goes on have ended."""
     free = replica.free_blocks

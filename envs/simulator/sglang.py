@@ -93,7 +93,7 @@ def start_iteration(
     joined = replica.joined
     overlapped = engine.async_scheduling and replica.iterations > 0 and not joined
     formed_s = at_s
-    cap = env.batch_size
+    cap = replica.batch_size
     if overlapped:  # formed when the last iteration started
         formed_s = border_s(replica, replica.iterations - 1)
         cap = replica.cap
@@ -106,9 +106,9 @@ def start_iteration(
             break
         overlapped = False
         formed_s = at_s
-        cap = env.batch_size
+        cap = replica.batch_size
     replica.start_s = at_s
-    replica.cap = env.batch_size
+    replica.cap = replica.batch_size
     replica.joined = 0
     replica.prefill_tokens = 0
     replica.context_tokens = 0

@@ -14,8 +14,8 @@ from envs.simulator.buckets import BUCKETS
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.events import clear_window
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
-from envs.simulator.run import ended_by
-from envs.simulator.scraping import kv_cache_usage, output_tokens_by
+from envs.simulator.run import ended_by, tokens_so_far
+from envs.simulator.scraping import kv_cache_usage
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
@@ -175,7 +175,7 @@ def read_counters(memory: Memory, out: Counters) -> None:
         for slot in range(engine.slots):
             row = index * engine.slots + slot
             replica = memory.replicas[row]
-            tokens = replica.output_tokens + output_tokens_by(replica, now_s)
+            tokens = replica.output_tokens + tokens_so_far(replica, now_s)
             out.output_tokens[index, slot] = tokens
             out.prompt_tokens[index, slot] = replica.prompt_tokens
             out.finished[index, slot] = replica.finished
@@ -272,5 +272,5 @@ def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
         if replica.running > 0:
             env.window_busy_s += now_s - replica.busy_since_s
             replica.busy_since_s = now_s
-            tokens += output_tokens_by(replica, now_s)
+            tokens += tokens_so_far(replica, now_s)
     return tokens

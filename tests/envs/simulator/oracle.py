@@ -9,7 +9,7 @@ router is sent out; requests arrive; settings change.
 from __future__ import annotations
 
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -75,6 +75,8 @@ class Replica:
     due_s: float = math.inf
     workers: list[float] = field(default_factory=list)
     last_visible_s: float = -math.inf
+    counters: Counter[str] = field(default_factory=Counter)
+    """What the engine has counted since it started."""
 
 
 @dataclass
@@ -184,7 +186,9 @@ class Oracle:
             return math.inf
         if not self.clients:
             return self.coming[0].arrival_s
-        unanswered = sum(r.replica >= 0 and math.isnan(r.e2e_s) for r in self.requests)
+        unanswered = sum(
+            r.replica >= 0 and math.isnan(r.e2e_s) and not r.failed for r in self.requests
+        )
         ready = any(replica.state == "ready" for replica in self.slots)
         return self.now_s if ready and unanswered < self.clients else math.inf
 
@@ -353,7 +357,7 @@ class Oracle:
         request.done = 0
         request.decoding = False
         request.preemptions += 1
-        self.sums.preemptions += 1
+        self._count(replica, "preemptions")
         replica.queue.appendleft(request)
 
     def _admit(self, replica: Replica) -> None:
@@ -420,19 +424,24 @@ class Oracle:
                 if math.isnan(request.ttft_s):
                     delivered_s = self._delivered_s(replica, request, tokens=1)
                     request.ttft_s = delivered_s - request.arrival_s
-                    self.sums.prompt_tokens += request.prompt
+                    self._count(replica, "prompt_tokens", request.prompt)
                     self.sums.missed += request.ttft_s > self.slo.ttft_s
             if request.decoding and request.done - request.prompt > request.given:
                 request.given += 1
-                self.sums.output_tokens += 1
+                self._count(replica, "output_tokens")
             if request.decoding and request.done == request.total:
                 request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
                 replica.free += request.blocks
                 request.blocks = 0
-                self.sums.finished += 1
+                self._count(replica, "finished")
                 self._judge(request)
                 replica.running.remove(request)
         replica.batch = []
+
+    def _count(self, replica: Replica, name: str, number: int = 1) -> None:
+        """Count for the cluster and on the replica's page."""
+        setattr(self.sums, name, getattr(self.sums, name) + number)
+        replica.counters[name] += number
 
     def _judge(self, request: Request) -> None:
         """Count a finished request as met or missed; a late first token was counted already."""
@@ -541,6 +550,7 @@ class Oracle:
         replica.last_visible_s = -math.inf
         replica.kill_s = math.inf
         replica.taken = 0
+        replica.counters.clear()
 
     def _start(self, replica: Replica) -> None:
         """A new pod: every stage."""
@@ -606,6 +616,7 @@ class Oracle:
 
     def _turn_off(self, replica: Replica) -> None:
         replica.state = "off"
+        replica.counters.clear()
         replica.restarting = False
         replica.due_s = math.inf
         replica.kill_s = math.inf

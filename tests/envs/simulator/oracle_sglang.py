@@ -110,6 +110,10 @@ class SglangOracle(Oracle):
         self.engines[replica.slot] = Engine(ratio=self.first_ratio())
         super()._boot(replica)
 
+    def _drop(self, replica: Replica) -> None:
+        self.engines[replica.slot] = Engine(ratio=self.first_ratio())
+        super()._drop(replica)
+
     def _too_large(self, request: Request) -> bool:
         return request.total > self.kv.blocks * self.page - max(2 * self.page, 6)
 
@@ -144,7 +148,7 @@ class SglangOracle(Oracle):
             return
         idle = not replica.batch
         self._receive(engine)
-        engine.current = self._form(engine, running=None)
+        engine.current = self._form(replica, running=None)
         if engine.current is not None:
             engine.woken_s = self.now_s if idle else math.nan
             self._start_batch(replica, engine, engine.current)
@@ -180,11 +184,11 @@ class SglangOracle(Oracle):
 
     def _turn_ahead(self) -> None:
         """With overlap the next batch is formed as soon as one has started."""
-        for slot in [replica.slot for replica in self.slots if replica.batch]:
-            engine = self.engines[slot]
+        for replica in [replica for replica in self.slots if replica.batch]:
+            engine = self.engines[replica.slot]
             if self.option("overlap", True) and engine.ahead:
                 self._receive(engine)
-                engine.launched = self._form(engine, running=engine.current)
+                engine.launched = self._form(replica, running=engine.current)
                 engine.ahead = False
 
     def _start_batch(self, replica: Replica, engine: Engine, batch: Batch) -> None:
@@ -196,7 +200,7 @@ class SglangOracle(Oracle):
             replica.running.remove(job.request)
             replica.queue.append(job.request)
             job.request.preemptions += 1
-            self.sums.preemptions += 1
+            self._count(replica, "preemptions")
         replica.batch = batch.parts
         replica.due_s = self.now_s + self._seconds(replica)
         engine.ahead = True
@@ -218,15 +222,17 @@ class SglangOracle(Oracle):
         for part in sorted(giving, key=lambda part: part.job.out + 1 < part.job.request.output):
             job, request = part.job, part.job.request
             job.out += 1
-            self.sums.output_tokens += 1
+            self._count(replica, "output_tokens")
             if math.isnan(request.ttft_s):
                 request.ttft_s = self._delivered_s(replica, request, tokens=1) - request.arrival_s
-                self.sums.prompt_tokens += request.prompt
+                self._count(replica, "prompt_tokens", request.prompt)
+                self.sums.missed += request.ttft_s > self.slo.ttft_s
             if job.finished:
                 request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
                 job.kv = 0
                 del engine.jobs[request.number]
-                self.sums.finished += 1
+                self._count(replica, "finished")
+                self._judge(request)
                 replica.running.remove(request)
 
     # what can be seen
@@ -261,8 +267,9 @@ class SglangOracle(Oracle):
             jobs[id(engine.half_way)] = engine.half_way
         return self.kv.blocks - sum(self.up(job.kv) for job in jobs.values()) // self.page
 
-    def _form(self, engine: Engine, running: Batch | None) -> Batch | None:
+    def _form(self, replica: Replica, running: Batch | None) -> Batch | None:
         """The next batch; `running` is the one whose results are not known yet."""
+        engine = self.engines[replica.slot]
         free = self.free_pages(engine, running)
         if engine.last is not None and engine.last.prefills:
             prompts = [part.job for part in engine.last.parts]
@@ -274,11 +281,13 @@ class SglangOracle(Oracle):
         if len(stay) < len(engine.running) or not stay:
             engine.full = False
         engine.running = stay
-        batch = self._form_prefill(engine, free) or self._form_decode(engine, free, running)
+        batch = self._form_prefill(engine, free, replica.batch_size) or self._form_decode(
+            engine, free, running
+        )
         engine.last = batch
         return batch
 
-    def _form_prefill(self, engine: Engine, free: int) -> Batch | None:
+    def _form_prefill(self, engine: Engine, free: int, cap: int) -> Batch | None:
         if engine.half_way is None and (engine.full or not engine.waiting):
             return None
         reserved = sum(min(job.asked - job.out, CLIP) for job in engine.running)
@@ -301,7 +310,7 @@ class SglangOracle(Oracle):
         for job in list(engine.waiting):
             if room - reserved > 0 and (chunk_left <= 0 or input_left <= 0):
                 break
-            if len(engine.running) + len(parts) >= self.batch_size:
+            if len(engine.running) + len(parts) >= cap:
                 engine.full = True
             if engine.full:
                 break
@@ -335,7 +344,7 @@ class SglangOracle(Oracle):
         hits = self.trace.prefix_hit_tokens
         if hits is None or not self.kv.prefix_cache:
             return 0
-        return int(hits[job.request.number])
+        return int(hits[job.request.number] * job.request.warmth)
 
     def _form_decode(self, engine: Engine, free: int, running: Batch | None) -> Batch | None:
         ending = {

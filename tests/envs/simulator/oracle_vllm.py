@@ -139,7 +139,7 @@ class VllmOracle(Oracle):
                     return
                 engine.pipeline.append(self._schedule(replica))
                 engine.formed_s = self.now_s
-            self.sums.preemptions += len(engine.pipeline[0].victims)
+            self._count(replica, "preemptions", len(engine.pipeline[0].victims))
             if engine.pipeline[0].shares:
                 break
             engine.pipeline.popleft()  # nothing to compute: over at once
@@ -165,15 +165,15 @@ class VllmOracle(Oracle):
             if share.life == request.preemptions:
                 engine.coming[request.number] -= 1
             request.given += 1
-            self.sums.output_tokens += 1
+            self._count(replica, "output_tokens")
             if request.given == 1:
                 delivered_s = self._delivered_s(replica, request, tokens=1)
                 request.ttft_s = delivered_s - request.arrival_s
-                self.sums.prompt_tokens += request.prompt
+                self._count(replica, "prompt_tokens", request.prompt)
                 self.sums.missed += request.ttft_s > self.slo.ttft_s
             if request.given == request.output:
                 request.e2e_s = self._delivered_s(replica, request) - request.arrival_s
-                self.sums.finished += 1
+                self._count(replica, "finished")
                 self._judge(request)
                 replica.free += request.blocks
                 request.blocks = 0

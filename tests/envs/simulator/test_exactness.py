@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, event, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from envs.simulator import ROUTERS, Fleet, Gauges
+from envs.simulator import ROUTERS, Counters, Fleet, Gauges
 from tests.envs.simulator import small
 from tests.envs.simulator.oracle import Oracle
 from tests.envs.simulator.small import PROFILE, Case
@@ -152,6 +152,7 @@ def run_both(case: Case) -> tuple[Fleet, Oracle]:
             fleet.advance(tick.at_s)
             oracle.advance(tick.at_s)
             assert_same_gauges(fleet.gauges(), oracle)
+            assert_same_counters(fleet.counters(), oracle)
             window = fleet.window()
             for name in totals:
                 totals[name] += getattr(window, name)[0]
@@ -186,6 +187,12 @@ def assert_same_gauges(gauges: Gauges, oracle: Oracle) -> None:
             assert gauges.replica_kv_tokens[0, slot] == oracle.tokens_of(replica)
             queued = oracle.queued_tokens_of(replica)
             assert gauges.replica_queued_prompt_tokens[0, slot] == queued
+
+
+def assert_same_counters(counters: Counters, oracle: Oracle) -> None:
+    for name in ("prompt_tokens", "output_tokens", "finished", "preemptions"):
+        seen = getattr(counters, name)[0].tolist()
+        assert seen == [replica.counters[name] for replica in oracle.slots], name
 
 
 def assert_same_requests(fleet: Fleet, oracle: Oracle, tolerance: float = 1e-9) -> None:

@@ -287,6 +287,7 @@ def with_hits(draw: st.DrawFn, trace: Trace) -> Trace:
 def test_equals_the_naive_loop(case: Case) -> None:
     fleet, oracle = run_both(case)
     assert_same_requests(fleet, oracle)
-    assert fleet.done()[0]
+    # Where no start succeeds, requests wait for ever.
+    assert fleet.done()[0] or case.profile.limits.batch_size_oom is not None
     event(f"overlap: {case.profile.scheduler_options['overlap']}")
     event(f"retractions: {min(oracle.sums.preemptions, 10)}")
