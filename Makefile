@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test peers proof-triton clean
+.PHONY: help setup engine demo test peers proof-calibrate proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -43,6 +43,10 @@ test: setup ## lint, types, import contracts and all tests
 peers: ## install what `python -m experiments.bench peers` compares with into ./.venv-peers (0.3 GB)
 	@$(PYTHON) -m venv .venv-peers
 	@.venv-peers/bin/pip install --quiet --disable-pip-version-check ai-dynamo-runtime==1.6.1
+
+proof-calibrate: setup ## what calibration predicts that it has not seen, against its bars (needs TUNER_DATA)
+	@test -n "$(TUNER_DATA)" || { echo "set TUNER_DATA to the folder of the measurements"; exit 2; }
+	$(BIN)/python -m experiments.calibration_proof --data $(TUNER_DATA)
 
 proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
 	@bash .ci/triton

@@ -27,7 +27,7 @@ from envs.simulator.lifecycle import (
 )
 from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
-from envs.simulator.routing import arrive, dispatch, next_kept
+from envs.simulator.routing import arrive, dispatch, next_arrival_s, next_kept
 from envs.simulator.rules import cap_changed, end_run, start_iteration
 
 _STARTING = int(ReplicaState.STARTING)
@@ -166,14 +166,11 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
     """Bring one env to `until_s`; False: its pool is full."""
     if env.router_waiting > 0 and env.ready > 0 and not dispatch(memory, engine, env, env.clock_s):
         return False
-    requests = len(memory.trace)
     while True:
         index = _earliest(memory, engine, env)
         due_s = memory.due_s[index] if index >= 0 else math.inf
         event_s = min(due_s, env.kill_s)
-        arrival_s = math.inf
-        if env.next_request < requests:
-            arrival_s = memory.trace[env.next_request].arrival_s
+        arrival_s = next_arrival_s(memory, env)
         if event_s <= arrival_s:
             if event_s > until_s or event_s == math.inf:
                 break

@@ -148,6 +148,7 @@ class Fleet:
         settings: FleetSettings,
         keep: NDArray[np.float64] | float = 1.0,
         factors: EnvFactors | None = None,
+        clients: NDArray[np.int64] | int = 0,
     ) -> None:
         """Start the named envs afresh, the others are left alone.
 
@@ -160,6 +161,9 @@ class Fleet:
             keep: `(k,)` share of the requests that arrive, 0 < keep <= 1; which ones is a
                 function of the seed and the request's row.
             factors: k entries; None: the profile and the trace as they are.
+            clients: `(k,)` of a closed loop: so many send one request each at the start, in the
+                trace's order, and the next one at the moment theirs ends; the trace's times do not
+                count, and nobody sends while no replica is ready. 0: an open loop, by those times.
         """
         rows = np.array(np.arange(self.n)[envs])
         if len(seeds) != len(rows):
@@ -168,7 +172,11 @@ class Fleet:
         keep = _column(keep, len(rows))
         if not np.all((keep > 0) & (keep <= 1)):
             raise ValueError(f"keep is {keep.min()} to {keep.max()}; expected 0 < keep <= 1")
+        clients = np.array(np.broadcast_to(clients, len(rows)))
+        if np.any(clients < 0):
+            raise ValueError(f"clients is {clients.min()}; expected at least 0")
         settings = self._checked(settings, len(rows))
+        self._memory.envs["clients"][rows] = clients
         for name, column in vars(factors or EnvFactors.none(len(rows))).items():
             self._memory.envs[name][rows] = column
         events.reset(

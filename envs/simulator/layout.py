@@ -102,6 +102,8 @@ class Env:
     prefix_hits: Float64
     slow_slot: Int64
     slow: Float64
+    clients: Int64
+    """Closed loop: a request arrives whenever fewer than so many are in flight; 0: by the trace."""
     clock_s: Float64
     """Time of the last event or border; nothing happens before it any more."""
     window_start_s: Float64

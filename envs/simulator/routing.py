@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from envs.simulator import draws
 from envs.simulator.compiled import inlined
 from envs.simulator.frontend import take_in
@@ -21,6 +23,24 @@ ROUTERS = {
 the frontend included; least_loaded: fewest waiting and running ones; ties to the lowest slot."""
 
 _READY = int(ReplicaState.READY)
+
+
+@inlined
+def next_arrival_s(memory: Memory, env: Env) -> float:
+    """When the next request of the trace arrives; inf: none does, as far as is known now.
+
+    In a closed loop a client sends its next request at the moment its last one ends, so once an
+    event has left fewer requests in flight than there are clients, the next one arrives with it.
+    """
+    if env.next_request >= len(memory.trace):
+        return math.inf
+    if env.clients == 0:
+        arrival_s: float = memory.trace[env.next_request].arrival_s
+        return arrival_s
+    if env.ready > 0 and env.in_flight < env.clients:
+        clock_s: float = env.clock_s
+        return clock_s
+    return math.inf
 
 
 @inlined
@@ -86,6 +106,8 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
     flight = fill_entry(memory, env, entry, request)
     flight.visible_s = at_s
     replica.taken_tokens += flight.prompt_tokens
+    if env.clients > 0:
+        flight.arrival_s = at_s
     if engine.has_frontend:
         take_in(memory, engine, replica, flight, at_s)
     push_back(memory, env, replica, flight, entry)

@@ -1,4 +1,4 @@
-"""The report of a comparison: one HTML file that needs nothing else."""
+"""Reports: HTML files that need nothing else."""
 
 from __future__ import annotations
 

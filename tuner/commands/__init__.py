@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from tuner.commands import (
+    calibrate,
     compare,
     config,
     demote,
@@ -31,6 +32,7 @@ from tuner.commands import (
 )
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
+    "calibrate": calibrate.command,
     "compare": compare.command,
     "config": config.app,
     "demote": demote.command,

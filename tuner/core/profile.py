@@ -169,6 +169,11 @@ class Frontend:
     """Seconds that every request is on its way from its worker to the engine, however many
     threads."""
 
+    @property
+    def uses_cpu(self) -> bool:
+        """Whether `threads` make a difference."""
+        return any((self.per_request_s, self.per_token_s, self.per_output_token_s))
+
 
 @dataclass(frozen=True)
 class ServingProfile:
@@ -194,6 +199,9 @@ class ServingProfile:
     """Key of this file -> where its figure comes from."""
     error: Mapping[str, float] = field(default_factory=dict)
     """Name of a measured figure -> relative error of this profile against it."""
+    interval: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    """Key of a fitted figure, a table's point as `step_time.batch_table[64]` -> its 95 %
+    interval."""
     assumed: tuple[str, ...] = ()
     """Keys of this file, whole sections too, whose figures are chosen, not measured."""
     not_modelled: tuple[str, ...] = ()
@@ -217,6 +225,8 @@ class ServingProfile:
         unmodelled = {}
         if self.frontend is None:
             unmodelled["threads"] = f"profile {self.name} has no frontend section"
+        elif not self.frontend.uses_cpu:
+            unmodelled["threads"] = f"profile {self.name} gives the frontend no CPU work"
         if self.startup is None:
             unmodelled["warmup_requests"] = f"profile {self.name} has no startup section"
         elif self.startup.ramp and not self.startup.warmup_request_s:

@@ -7,14 +7,18 @@ nearest known one. The types and the meaning of the keys are in `tuner.core.prof
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from tuner.core.errors import ProfileError
 from tuner.core.profile import SCHEMA, ServingProfile, Startup, StepTime
+from tuner.data.files import replacing
 from tuner.data.strict import build, parse_yaml, read_text
 
 
@@ -87,6 +91,57 @@ def parse_profile(text: str, source: str) -> ServingProfile:
         contradictions=_contradictions,
         hint=" (see `tuner profile show` of a built-in profile)",
     )
+
+
+def write_profile(profile: ServingProfile, path: Path, comment: str = "") -> None:
+    """Write a profile that `load_profile` reads back as it is; whole or not at all.
+
+    Args:
+        comment: lines of text for the head of the file.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    with replacing(path) as temporary:
+        temporary.write_text(profile_yaml(profile, comment), encoding="utf-8")
+
+
+def profile_yaml(profile: ServingProfile, comment: str = "") -> str:
+    """A profile as YAML: keys in the order of the type, those that hold their default left out."""
+    head = "".join(f"# {line}\n" for line in comment.splitlines())
+    return head + yaml.dump(
+        _plain(profile), Dumper=_Dumper, sort_keys=False, width=96, allow_unicode=True
+    )
+
+
+def _plain(section: Any) -> dict[str, Any]:
+    values = {}
+    for entry in fields(section):
+        value = getattr(section, entry.name)
+        default = entry.default_factory() if entry.default_factory is not MISSING else entry.default
+        if value == default:
+            continue
+        if is_dataclass(value):
+            value = _plain(value)
+        elif hasattr(value, "items"):
+            value = dict(value)
+        values[entry.name] = value
+    return values
+
+
+class _Dumper(yaml.SafeDumper):
+    """Tables with a line per point, and every number in a form that YAML reads as one."""
+
+    def increase_indent(self, flow: bool = False, indentless: bool = False) -> None:
+        super().increase_indent(flow, False)
+
+
+def _represent_pair(dumper: yaml.SafeDumper, values: tuple[Any, ...]) -> yaml.Node:
+    flow = all(isinstance(value, int | float) for value in values)
+    return dumper.represent_sequence("tag:yaml.org,2002:seq", list(values), flow_style=flow)
+
+
+_Dumper.add_representer(tuple, _represent_pair)
 
 
 MOST_KV_TOKENS = 2**31 - 1

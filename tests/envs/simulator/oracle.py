@@ -113,6 +113,7 @@ class Oracle:
         threads: int = 1,
         warmup_requests: int = 0,
         start_s: float = 0.0,
+        clients: int = 0,
         factors: Mapping[str, float] | None = None,
         slo: Slo = Slo(),  # noqa: B008 - frozen
         drain_timeout_s: float | None = None,
@@ -129,6 +130,7 @@ class Oracle:
         self.seed = seed
         self.router = router
         self.now_s = start_s
+        self.clients = clients
         self.replicas = replicas
         self.batch_size = batch_size
         self.threads = threads
@@ -159,7 +161,7 @@ class Oracle:
         while True:
             ending = min(self.slots, key=lambda replica: replica.due_s)  # the first of equals
             dying = min(self.slots, key=lambda replica: replica.kill_s)
-            arrival_s = self.coming[0].arrival_s if self.coming else math.inf
+            arrival_s = self._next_arrival_s()
             next_s = min(ending.due_s, dying.kill_s, arrival_s)
             if next_s > until_s or next_s == math.inf:
                 break
@@ -174,6 +176,15 @@ class Oracle:
             else:
                 self._arrive(self.coming.popleft())
         self._pass_time(until_s)
+
+    def _next_arrival_s(self) -> float:
+        if not self.coming:
+            return math.inf
+        if not self.clients:
+            return self.coming[0].arrival_s
+        unanswered = sum(r.replica >= 0 and math.isnan(r.e2e_s) for r in self.requests)
+        ready = any(replica.state == "ready" for replica in self.slots)
+        return self.now_s if ready and unanswered < self.clients else math.inf
 
     def _pass_time(self, to_s: float) -> None:
         passed_s = to_s - self.now_s
@@ -203,6 +214,8 @@ class Oracle:
 
     def _arrive(self, request: Request) -> None:
         self.sums.arrivals += 1
+        if self.clients:
+            request.arrival_s = self.now_s
         if self._too_large(request):
             self._reject(request)
             return

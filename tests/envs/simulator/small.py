@@ -66,6 +66,8 @@ class Case:
     slots: int = 3
     seed: int = 7
     end_s: float = 1000.0
+    clients: int = 0
+    """Of a closed loop; 0: the trace's own arrivals."""
     factors: Mapping[str, float] = field(default_factory=dict)
     """Of `EnvFactors`; 1 where not named."""
     drain_timeout_s: float | None = None
@@ -119,6 +121,7 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
         start_s=np.full(n, first.at_s),
         seeds=np.full(n, case.seed, np.uint64),
         settings=settings(first, n),
+        clients=case.clients,
         factors=replace(
             EnvFactors.none(n), **{name: np.full(n, value) for name, value in case.factors.items()}
         ),
@@ -142,6 +145,7 @@ def oracle(case: Case) -> Oracle:
         threads=first.threads,
         warmup_requests=first.warmup_requests,
         start_s=first.at_s,
+        clients=case.clients,
         factors=case.factors,
         slo=SLO,
         drain_timeout_s=case.drain_timeout_s,

@@ -24,7 +24,7 @@ TICK_S = 0.0271828182845
 
 @st.composite
 def cases(draw: st.DrawFn) -> Case:
-    """A cluster under fire: few blocks, moving caps, replicas that come and go."""
+    """A cluster under fire: few blocks, moving caps, replicas that come and go, closed loops."""
     profile = _profile(draw)
     # Distinct prompts: two replicas in step would end an iteration at one moment, up to rounding.
     rows = draw(
@@ -47,6 +47,7 @@ def cases(draw: st.DrawFn) -> Case:
         slots=slots,
         seed=draw(st.integers(0, 2**64 - 1)),
         end_s=200.0,
+        clients=draw(st.sampled_from([0, 0, 1, 3, 12])),
         factors=_factors(draw, slots),
         drain_timeout_s=draw(st.sampled_from([None, 0.0, 0.0123, 0.1])),
         crash_per_hour=draw(st.sampled_from([0.0, 0.0, 3600.0, 36000.0])),

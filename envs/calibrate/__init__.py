@@ -1,0 +1,37 @@
+"""From measurements to a serving profile: what fits best, how sure it is, and how far off.
+
+| measurements | module | fit |
+| --- | --- | --- |
+| step logs | `steps.py` | relative least squares, non-negative, intervals by block bootstrap |
+| closed-loop benchmark points | `points.py`, `closed_loop.py` | by simulation, with priors |
+
+Each gives the profile's figures as `Coefficient`s and its errors by name; `result.calibrated` puts
+them into a profile. `replay.py` holds a profile against recorded requests.
+"""
+
+from envs.calibrate.closed_loop import PointFit, fit_points, law_of
+from envs.calibrate.points import Point, Simulated, errors, read_points, simulate_point
+from envs.calibrate.replay import Recording, Replay, read_recording, replay
+from envs.calibrate.result import Coefficient, calibrated
+from envs.calibrate.steps import StepFit, StepLog, fit_steps, read_step_log
+
+__all__ = [
+    "Coefficient",
+    "Point",
+    "PointFit",
+    "Recording",
+    "Replay",
+    "Simulated",
+    "StepFit",
+    "StepLog",
+    "calibrated",
+    "errors",
+    "fit_points",
+    "fit_steps",
+    "law_of",
+    "read_points",
+    "read_recording",
+    "read_step_log",
+    "replay",
+    "simulate_point",
+]

@@ -1,0 +1,134 @@
+"""`tuner calibrate`, as a user calls it."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner, Result
+
+from tuner.cli import app
+from tuner.data import load_profile
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["calibrate", *map(str, arguments)], env={"COLUMNS": "120"})
+
+
+@pytest.fixture
+def steps(tmp_path: Path) -> Path:
+    """Iterations of 0.02 s + 50 µs per prompt token, 1 % noise, in three runs."""
+    rng = np.random.default_rng(0)
+    prefill = np.where(rng.random(1800) < 0.3, rng.integers(1, 500, 1800), 0)
+    batch = rng.integers(1, 30, 1800)
+    table = {
+        "prefill_tokens": prefill,
+        "batch": batch,
+        "kv_tokens": batch * 500,
+        "step_s": (0.02 + 5e-5 * prefill) * np.exp(rng.normal(0, 0.01, 1800)),
+        "run": np.arange(1800) // 600,
+    }
+    pq.write_table(pa.table(table), tmp_path / "steps.parquet")
+    return tmp_path / "steps.parquet"
+
+
+@pytest.fixture
+def points(tmp_path: Path) -> Path:
+    rows = [
+        {"isl": 256, "osl": 64, "concurrency": c, "ttft_ms": ttft, "tpot_ms": tpot}
+        for c, ttft, tpot in ((1.0, 110.0, 9.0), (4.0, 130.0, 14.0))
+    ]
+    same = {"model_path": "M", "system": "h200_sxm", "mode": "agg"}
+    pq.write_table(pa.Table.from_pylist([same | row for row in rows]), tmp_path / "points.parquet")
+    return tmp_path / "points.parquet"
+
+
+def test_writes_a_profile_that_holds_its_figures_intervals_errors_and_origins(
+    steps: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "ours.yaml"
+    result = call("reference-affine", "--steps", steps, "--out", out)
+    assert result.exit_code == 0, result.output
+    profile = load_profile(out)
+    assert profile.name == "ours"
+    assert profile.step_time.per_prefill_token_s == pytest.approx(5e-5, rel=0.02)
+    low, high = profile.interval["step_time.per_prefill_token_s"]
+    assert low < 5e-5 < high
+    assert profile.error["step_mean_left_out"] == pytest.approx(0.008, rel=0.15)
+    assert "1,800 iterations of steps.parquet" in profile.origin["step_time"]
+    # What was not fitted is the base's, its origin with it.
+    base = load_profile("reference-affine")
+    assert profile.kv == base.kv
+    assert profile.origin["kv"] == base.origin["kv"]
+
+
+def test_tells_scripts_the_same_in_json(steps: Path) -> None:
+    told = json.loads(call("reference-affine", "--steps", steps, "--hold-out", 2, "--json").stdout)
+    assert told["error"]["step_mean_left_out"] < 0.01
+    found = {row["key"]: row for row in told["coefficients"]}
+    row = found["step_time.per_prefill_token_s"]
+    assert row["low"] <= row["value"] <= row["high"]
+
+
+def test_writes_a_page_that_fetches_nothing(steps: Path, points: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
+    sources = {
+        "steps": ["--steps", steps],
+        "points": ["--points", points, "--system", "h200_sxm", "--hold-out", 4],
+    }
+    plots = {"steps": {"steps", "batch_table"}, "points": {"tpot", "ttft"}}
+    for name, source in sources.items():
+        page = tmp_path / f"{name}.html"
+        result = call("reference-affine", *source, "--page", page)
+        assert result.exit_code == 0, result.output
+        html = page.read_text()
+        own = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
+        assert not re.search(r"(src|href)=|https?://", own)
+        data = json.loads(re.search(r'id="plots">(.*?)</script>', own, flags=re.S)[1])
+        assert plots[name] <= set(data)
+        for plot in data:
+            assert f'id="plot-{plot}"' in own
+            assert all(trace["x"] for trace in data[plot]["data"])
+
+
+def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
+    result = call("reference-affine", "--points", points, "--system", "h200_sxm", "--hold-out", 4)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"256/64 +4 +130", result.output)
+    assert "tpot mean held out left out" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "expected measurements: --steps FILE or --points FILE"),
+        (["--steps", "STEPS", "--points", "POINTS"], "expected measurements"),
+        (["--steps", "none.npz"], "none.npz is not a file; expected a step log"),
+        (["--steps", "STEPS", "--terms", "magic"], "term 'magic' is not known"),
+        (["--steps", "STEPS", "--terms", "context"], "needs a column context_pairs"),
+        (["--steps", "STEPS", "--hold-out", "7"], "run 7 is not in the step log (its runs: 0, 1"),
+        (["--steps", "STEPS", "--hold-out", "8192/1024"], "expected numbers of runs"),
+        (["--steps", "STEPS", "--requests", "none.csv"], "none.csv is not a file"),
+        (["--steps", "STEPS", "--scheduler", "fifo"], "scheduler is 'fifo'"),
+        (["--points", "POINTS"], "--points needs --system"),
+        (["--points", "POINTS", "--system", "b200_sxm"], "has no point of mode agg, system b200"),
+        (["--points", "POINTS", "--system", "h200_sxm", "--hold-out", "x"], "--hold-out x: exp"),
+        (["--points", "POINTS", "--system", "h200_sxm", "--hold-out", "9"], "leaves 2 of 2 points"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_nothing_is_written(
+    arguments: list[str], message: str, steps: Path, points: Path, tmp_path: Path
+) -> None:
+    given = [{"STEPS": str(steps), "POINTS": str(points)}.get(a, a) for a in arguments]
+    out = tmp_path / "out.yaml"
+    result = call("reference-affine", *given, "--out", out)
+    assert result.exit_code != 0
+    assert message in str(result.exception)
+    assert "\n" not in str(result.exception)
+    assert not out.exists()
