@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit
+from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit, TelemetryFit
+from envs.calibrate.telemetry import KINDS
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
 from experiments.report.document import Document, Plot, Section, Table
+from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import ServingProfile
 
 SHOWN_STEPS = 3000
@@ -25,7 +27,7 @@ Figure = dict[str, Any]
 
 def calibration_document(
     profile: ServingProfile,
-    fit: StepFit | PointFit,
+    fit: StepFit | PointFit | TelemetryFit,
     coefficients: Sequence[Coefficient],
     replay: Replay | None,
     run: Mapping[str, str],
@@ -36,7 +38,12 @@ def calibration_document(
         profile: as it is written, origins and errors included.
         run: `command`, `commit` and `written_at`.
     """
-    sections = _step_plots(fit) if isinstance(fit, StepFit) else _point_plots(fit)
+    if isinstance(fit, StepFit):
+        sections = _step_plots(fit)
+    elif isinstance(fit, PointFit):
+        sections = _point_plots(fit)
+    else:
+        sections = _telemetry_sections(fit)
     if replay is not None:
         sections.append(
             _plotted(
@@ -106,9 +113,11 @@ def coefficient_row(coefficient: Coefficient) -> tuple[str, str, str]:
     return coefficient.key, f"{coefficient.value:.4g}", f"{low} to {high}"
 
 
-def _measured(fit: StepFit | PointFit) -> str:
+def _measured(fit: StepFit | PointFit | TelemetryFit) -> str:
     if isinstance(fit, StepFit):
         return f"{len(fit.log):,} engine iterations; {fit.law.name}"
+    if isinstance(fit, TelemetryFit):
+        return f"the telemetry of {fit.requests:,} requests"
     shapes = ", ".join(dict.fromkeys(result.point.shape for result in fit.results))
     return f"{len(fit.results)} closed-loop benchmarks of {shapes} tokens; {fit.batch_law}"
 
@@ -156,6 +165,65 @@ def _step_plots(fit: StepFit) -> list[Section]:
                 )
             )
     return sections
+
+
+TELEMETRY_COLUMNS = ("figure", "recorded", "simulated", "error", "left out", "error left out")
+
+
+def telemetry_rows(fit: TelemetryFit) -> list[tuple[str, ...]]:
+    """Recorded beside simulated, by the fit and by those that did not see a span; milliseconds."""
+    rows = []
+    for kind in KINDS:
+        columns = [
+            fit.quantiles(blocks, kind)
+            for blocks in (fit.recording.measured, fit.simulated, fit.left_out)
+        ]
+        for name, recorded in columns[0].items():
+            own, unseen = columns[1][name], columns[2][name]
+            rows.append(
+                (
+                    f"{kind.removesuffix('_s').upper()} {name}, ms",
+                    *(f"{1e3 * recorded:.4g}", f"{1e3 * own:.4g}", f"{own / recorded - 1:+.1%}"),
+                    *(f"{1e3 * unseen:.4g}", f"{unseen / recorded - 1:+.1%}"),
+                )
+            )
+    return rows
+
+
+def _telemetry_sections(fit: TelemetryFit) -> list[Section]:
+    return [
+        Section(
+            "Recorded and simulated",
+            text=[
+                "Quantiles over the whole recording, read off the engine's own buckets on both "
+                "sides. Left out: each span of time by a fit that saw nothing of it."
+            ],
+            tables=[Table(TELEMETRY_COLUMNS, telemetry_rows(fit))],
+        ),
+        *(
+            _plotted(
+                kind,
+                f"{kind.removesuffix('_s').upper()} over time",
+                "Median by block of time: as recorded, and by a fit that did not see the span.",
+                _over_time(fit, kind),
+            )
+            for kind in KINDS
+        ),
+    ]
+
+
+def _over_time(fit: TelemetryFit, kind: str) -> Figure:
+    recording = fit.recording
+    middle_min = (recording.edge_s[1:] + recording.edge_s[:-1]) / 120
+    traces = []
+    for place, (name, blocks) in enumerate(
+        (("recorded", recording.measured), ("simulated, left out", fit.left_out))
+    ):
+        median_s = histogram_quantile(0.5, recording.bounds[kind], blocks.counts[kind])
+        shown = recording.judged & np.isfinite(median_s)
+        trace = _marks(name, _short(middle_min[shown]), _ms(median_s[shown]), place, {"size": 6})
+        traces.append(trace | {"mode": "lines+markers"})
+    return _figure(traces, "minutes", "median, ms")
 
 
 def _table_plot(rows: Sequence[Coefficient], what: str) -> Figure:
