@@ -17,9 +17,15 @@ OVERTIME_S = 300.0
 
 
 def recorded(
-    trace: Trace, profile: ServingProfile, *, replicas: int = 1, every_s: float = 15.0
+    trace: Trace,
+    profile: ServingProfile,
+    *,
+    replicas: int = 1,
+    every_s: float = 15.0,
+    until_s: float | None = None,
 ) -> Telemetry:
-    """What the fleet's metrics say while it serves the trace, row by row."""
+    """What the fleet's metrics say while it serves the trace, row by row; until OVERTIME_S after
+    the last arrival if not told otherwise."""
     one = np.ones(1, np.int64)
     seeds = np.zeros(1, np.uint64)
     fleet = Fleet(trace, profile, seeds=seeds, slots=replicas, router="round_robin")
@@ -30,11 +36,12 @@ def recorded(
         settings=FleetSettings(replicas * one, profile.limits.batch_size_max * one, one, 0 * one),
     )
     rows = []
-    for number in range(1, int((trace.last_arrival_s + OVERTIME_S) / every_s) + 1):
+    last_s = trace.last_arrival_s + OVERTIME_S if until_s is None else until_s
+    for number in range(1, int(last_s / every_s) + 1):
         fleet.advance(number * every_s)
         rows.append(_row(fleet, trace, number, every_s))
-    until_s = SINCE_S + len(rows) * every_s
-    header = TelemetryHeader("r1", "vllm", "http://p:9090", {}, SINCE_S, until_s, every_s, 60.0)
+    end_s = SINCE_S + len(rows) * every_s
+    header = TelemetryHeader("r1", "vllm", "http://p:9090", {}, SINCE_S, end_s, every_s, 60.0)
     return Telemetry(header, table_of(rows), {})
 
 
