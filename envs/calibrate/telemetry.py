@@ -17,7 +17,10 @@ Intervals: the fit's sandwich variance with a block of time as the unit, so that
 within a block counts once (Liang and Zeger, Biometrika 73(1), 1986), plus a parametric bootstrap:
 another reconstruction is served by the fitted profile, taken for the recording, and fitted again.
 How far that comes out from what it was made with, bias included, is what not knowing the single
-requests costs. Where the recording says nothing, the interval is the prior's.
+requests costs. Where the recording says nothing, the interval is the prior's. What the intervals do
+not hold: lengths that lie in their buckets unlike those rebuilt, and a fleet whose speed changes. A
+known fleet with lengths even from 1 to 75 had its constant within 6 %, and what a sequence costs,
+which trades against it, at 0.5 to 1 times the truth, outside of the interval in two runs of three.
 """
 
 from __future__ import annotations
@@ -111,6 +114,8 @@ class Recording:
     """Of KINDS: `(buckets,)` seconds."""
     edge_s: Floats
     """`(blocks + 1,)` on the clock of the rebuilt requests."""
+    looks: NDArray[np.int64]
+    """`(blocks,)` rows that tell the requests in flight."""
     judged: NDArray[np.bool_]
     """`(blocks,)`; the first one is not, because the simulation starts empty, nor are those with a
     gap."""
@@ -204,18 +209,15 @@ def ready_for_fit(telemetry: Telemetry, name: str) -> Recording:
         counts[kind], bounds[kind] = seen.counts, seen.bounds
     flight = _column(table, "running") + _column(table, "queue_depth")
     known = np.isfinite(flight)
+    looks = np.bincount(block[known], minlength=blocks)
     with np.errstate(invalid="ignore"):
-        in_flight = np.bincount(block[known], weights=flight[known], minlength=blocks) / np.where(
-            np.bincount(block[known], minlength=blocks) > 0,
-            np.bincount(block[known], minlength=blocks),
-            np.nan,
-        )
+        in_flight = np.bincount(block[known], weights=flight[known], minlength=blocks) / looks
     judged = np.arange(blocks) > 0
     for gap in trace.gaps:
         judged &= (edge_s[1:] <= gap.start_s) | (edge_s[:-1] >= gap.end_s)
     if judged.sum() < FEWEST_BLOCKS - 1:
         raise InputError(f"{name}: {int(judged.sum())} blocks without a gap; record a longer span")
-    return Recording(telemetry, Blocks(counts, in_flight), bounds, edge_s, judged)
+    return Recording(telemetry, Blocks(counts, in_flight), bounds, edge_s, looks, judged)
 
 
 def simulated_blocks(
@@ -340,7 +342,12 @@ class _Judge:
         self._known = np.isfinite(figures) & (figures > 0) & recording.judged[:, None]
         self._log_measured = np.log(np.where(self._known, figures, 1.0))
         sigmas = [KIND_SIGMAS[kind] * SIGMAS[name] for kind in KINDS for name in QUANTILES]
-        self._sigmas = np.array([*sigmas, SIGMAS["in_flight"]])
+        self._sigmas = np.tile([*sigmas, SIGMAS["in_flight"]], (len(figures), 1))
+        # A gauge is read once per row: as many requests as a Poisson process has at an instant.
+        seen = np.maximum(figures[:, -1] * recording.looks, 1.0)
+        self._sigmas[:, -1] = np.sqrt(
+            SIGMAS["in_flight"] ** 2 + 1 / np.where(self._known[:, -1], seen, 1.0)
+        )
 
     def residuals(self, simulated: Floats) -> Floats:
         """`(blocks, figures)` of both; 0 where nothing was measured."""
@@ -415,8 +422,8 @@ def fit_telemetry(
             (judge.residuals(seen)[kept] ** 2).sum() + (((at - law.start) / PRIOR_SIGMA) ** 2).sum()
             for at, seen in tried
         ]
-        starts = [tried[place][0] for place in np.argsort(costs, kind="stable")[:_STARTS]]
-        found = [levenberg_marquardt(residuals, start, _POLISH_ROUNDS) for start in starts]
+        best = np.argsort(costs, kind="stable")[:_STARTS]
+        found = [levenberg_marquardt(residuals, tried[i][0], _POLISH_ROUNDS) for i in best]
         done += 1
         watch("fits", done / rounds)
         return min(found, key=lambda one: one.cost)
