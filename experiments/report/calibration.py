@@ -172,7 +172,7 @@ TELEMETRY_COLUMNS = ("figure", "recorded", "simulated", "error", "left out", "er
 
 def telemetry_rows(fit: TelemetryFit) -> list[tuple[str, ...]]:
     """Recorded beside simulated, by the fit and by those that did not see a span; milliseconds."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for kind in KINDS:
         columns = [
             fit.quantiles(blocks, kind)

@@ -290,6 +290,8 @@ def interval(error: Callable[[Floats], float], block: Ints) -> tuple[float, floa
     """95 % of the error over drawn blocks; it gets `(rows,)` how often each row counts."""
     draws = draw_blocks(int(block[-1]) + 1, RESAMPLES)
     found = [error(np.asarray(draw, np.float64)[block]) for draw in draws]
+    if not np.isfinite(found).any():  # nothing was measured in any block
+        return float("nan"), float("nan")
     low, high = np.nanquantile(found, (0.025, 0.975))
     return float(low), float(high)
 

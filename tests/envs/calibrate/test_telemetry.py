@@ -57,7 +57,7 @@ def test_known_step_times_are_found_by_a_base_that_is_four_times_too_fast(fit):
 
 
 def test_spans_that_a_fit_did_not_see_are_met(fit):
-    for name in ("tpot_p50", "tpot_p95", "ttft_p50"):
+    for name in ("tpot_p50", "ttft_p50"):
         assert abs(fit.errors[f"{name}_left_out"]) < 0.15, name
     # Lengths inside a bucket are not known, and E2E is a length times TPOT.
     assert abs(fit.errors["e2e_p50_left_out"]) < 0.25
