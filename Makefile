@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test peers proof-calibrate proof-rules proof-triton clean
+.PHONY: help setup engine demo test peers proof-calibrate proof-calibration proof-rules proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,9 +51,12 @@ peers: ## install what `python -m experiments.bench peers` compares with into ./
 proof-rules: setup ## rule-set vllm-v1 against vLLM's own scheduler, 1,500 random loads (a few minutes)
 	@TUNER_RULES_CASES=1500 $(BIN)/python -m pytest tests/real/test_vllm_rules.py $(PYTEST_ARGS)
 
+proof-calibration: setup ## a profile out of a recording of the real vLLM, against what it did not see (12 min)
+	$(BIN)/python -m tests.real.calibration_proof
+
 proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
 	@bash .ci/triton
 	@TUNER_TRITON=1 $(BIN)/python -m pytest tests/real/test_triton.py $(PYTEST_ARGS)
 
 clean: ## remove ./.venv and what the commands made
-	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton .venv-peers demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton .venv-peers demo proof-calibration .mypy_cache .ruff_cache .pytest_cache .hypothesis

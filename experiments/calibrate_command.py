@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,30 +20,43 @@ from envs.calibrate import (
     PointFit,
     Replay,
     StepFit,
+    TelemetryFit,
     calibrated,
     fit_points,
     fit_steps,
+    fit_telemetry,
     law_of,
     read_points,
     read_recording,
     read_step_log,
+    ready_for_fit,
     replay,
 )
 from envs.calibrate.closed_loop import DEFAULT_TERMS, BatchLaw
+from envs.calibrate.telemetry import DEFAULT_TERMS as TELEMETRY_TERMS
+from envs.calibrate.telemetry import RANGE
 from envs.simulator.schedulers import check_scheduler
 from experiments.fanout import Watch
+from experiments.folder import git_commit
 from experiments.progress import run_progress
 from experiments.report import require_report_extra
-from experiments.report.calibration import calibration_document, coefficient_row
+from experiments.report.calibration import (
+    TELEMETRY_COLUMNS,
+    calibration_document,
+    coefficient_row,
+    telemetry_rows,
+)
 from experiments.report.document import write_document
+from tuner.core.clock import WallClock
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
 from tuner.data.profiles import load_profile, write_profile
+from tuner.data.telemetry import read_telemetry
 
 
 @dataclass(frozen=True)
 class CalibrateRequest:
-    """What the command line asked for; exactly one of `steps` and `points`."""
+    """What the command line asked for; exactly one of `steps`, `points`, `telemetry`."""
 
     base: str
     """Profile that gives everything but the step time: a built-in name or a YAML file."""
@@ -59,6 +73,8 @@ class CalibrateRequest:
     workload: Path | None = None
     replicas: int = 1
     router: str = "round_robin"
+    telemetry: Path | None = None
+    trials: int = 200
     points: Path | None = None
     filters: Mapping[str, str | float | None] = field(default_factory=dict)
     batch_law: BatchLaw = "experts"
@@ -71,7 +87,7 @@ class Calibrated:
     """What a calibration found."""
 
     profile: ServingProfile
-    fit: StepFit | PointFit
+    fit: StepFit | PointFit | TelemetryFit
     coefficients: tuple[Coefficient, ...]
     replay: Replay | None
 
@@ -82,8 +98,12 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
     Raises:
         InputError: an input cannot be used; nothing is written.
     """
-    if (request.steps is None) == (request.points is None):
-        raise InputError("expected measurements: --steps FILE or --points FILE")
+    given = [one for one in (request.steps, request.points, request.telemetry) if one is not None]
+    if len(given) != 1:
+        raise InputError(
+            "expected measurements: --steps FILE, --points FILE or --telemetry FILE"
+            + (", and only one of them" if given else "")
+        )
     if request.page is not None:
         require_report_extra()
     base = load_profile(request.base)
@@ -96,16 +116,13 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
     with run_progress(console) as watch:
         if request.steps is not None:
             found = _from_steps(request, request.steps, base, watch)
-        else:
-            assert request.points is not None
+        elif request.points is not None:
             found = _from_points(request, request.points, base, watch)
+        else:
+            assert request.telemetry is not None
+            found = _from_telemetry(request, request.telemetry, base, watch)
     if request.page is not None:
-        write_document(
-            calibration_document(
-                found.profile, found.fit, found.coefficients, found.replay, _command()
-            ),
-            request.page,
-        )
+        _write_page(found, request.page)
     if request.out is not None:
         write_profile(found.profile, request.out)
     return found
@@ -201,6 +218,53 @@ def _from_points(
     )
 
 
+def _from_telemetry(
+    request: CalibrateRequest, path: Path, base: ServingProfile, watch: Watch
+) -> Calibrated:
+    if request.hold_out:
+        raise InputError(
+            f"--hold-out {', '.join(request.hold_out)}: of telemetry, spans of time are left out "
+            "in turn; leave the option out"
+        )
+    telemetry = read_telemetry(path)
+    fit = fit_telemetry(
+        ready_for_fit(telemetry, path.name),
+        base,
+        terms=TELEMETRY_TERMS if request.terms is None else request.terms,
+        replicas=request.replicas,
+        router=request.router,
+        trials=request.trials,
+        seed=request.seed,
+        watch=watch,
+    )
+    header = telemetry.header
+    origin = {
+        "step_time": (
+            f"Fitted by simulation to {path.name}: {fit.requests:,} requests of {header.target} "
+            f"({header.engine}), {_day(header.since_s)} to {_day(header.until_s)}, on "
+            f"{request.replicas} replica{'s' if request.replicas > 1 else ''}; quantiles of TTFT, "
+            "TPOT and E2E from the engine's histograms, and requests in flight. Priors within a "
+            f"factor of {RANGE:g} of {base.name}, scaled as a whole. `{_command()}`"
+        ),
+        "error": (
+            "Of quantiles over the whole recording; left out: spans of time by fits without them."
+        ),
+    }
+    profile = fit.profile
+    fitted = {coefficient.key for coefficient in fit.coefficients}
+    assumed = tuple(key for key in profile.assumed if key not in {"step_time", *fitted})
+    if "frontend.ingress_s" in fitted:
+        origin["frontend"] = "ingress_s is fitted with step_time; no CPU work was measured."
+    profile = replace(profile, assumed=assumed)
+    return Calibrated(
+        calibrated(profile, fit.coefficients, fit.errors, origin), fit, fit.coefficients, None
+    )
+
+
+def _day(at_s: float) -> str:
+    return datetime.fromtimestamp(at_s, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+
+
 def _ingress_origin(fit: PointFit) -> dict[str, str]:
     if fit.profile.frontend is None or "frontend.ingress_s" not in {
         c.key for c in fit.coefficients
@@ -231,6 +295,19 @@ def held_out_points(texts: Sequence[str]) -> Callable[[Point], bool]:
     return lambda point: point.shape in named or str(point.clients) in named
 
 
+def _write_page(found: Calibrated, path: Path) -> None:
+    run = {
+        "command": _command(),
+        "commit": git_commit() or "",
+        "written_at": datetime.fromtimestamp(WallClock().now_s(), tz=UTC).isoformat(
+            timespec="seconds"
+        ),
+    }
+    write_document(
+        calibration_document(found.profile, found.fit, found.coefficients, found.replay, run), path
+    )
+
+
 def _command() -> str:
     return shlex.join(["tuner", *sys.argv[1:]])
 
@@ -239,6 +316,9 @@ def print_calibration(found: Calibrated, console: Console) -> None:
     """What was fitted, and how far off it is."""
     if isinstance(found.fit, PointFit):
         console.print(_points_table(found.fit))
+        console.print()
+    elif isinstance(found.fit, TelemetryFit):
+        console.print(_telemetry_table(found.fit))
         console.print()
     else:
         for law, error in found.fit.tried.items():
@@ -271,7 +351,7 @@ def calibration_json(found: Calibrated) -> str:
             }
             for r in found.fit.results
         ]
-    else:
+    elif isinstance(found.fit, StepFit):
         told["tried"] = dict(found.fit.tried)
     return json.dumps(told, indent=2)
 
@@ -293,6 +373,15 @@ def _points_table(fit: PointFit) -> Table:
             f"{result.tpot_s * 1e3:.2f}",
             f"{result.tpot_error:+.1%}",
         )
+    return table
+
+
+def _telemetry_table(fit: TelemetryFit) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for title in TELEMETRY_COLUMNS:
+        table.add_column(title, justify="left" if title == "figure" else "right", no_wrap=True)
+    for row in telemetry_rows(fit):
+        table.add_row(*row)
     return table
 
 

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from envs.calibrate.columns import read_columns
 from envs.simulator import Fleet, FleetSettings
+from envs.simulator.telemetry import RequestColumns
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
@@ -94,9 +95,29 @@ def replay(
     Raises:
         InputError: the simulated fleet cannot serve a request that was served.
     """
+    seen = served(recording.trace, profile, replicas=replicas, router=router, seed=seed)
+    if not np.isfinite(seen.e2e_s).all():
+        raise InputError(
+            f"profile {profile.name}: {int(np.isnan(seen.e2e_s).sum())} recorded requests exceed "
+            f"the KV cache of {profile.kv.tokens} tokens; raise kv.blocks"
+        )
+    return Replay(
+        {"ttft": recording.ttft_s, "tpot": recording.tpot_s, "e2e": recording.e2e_s},
+        {
+            "ttft": seen.ttft_s,
+            "tpot": _tpot(recording.trace, seen.ttft_s, seen.e2e_s),
+            "e2e": seen.e2e_s,
+        },
+    )
+
+
+def served(
+    trace: Trace, profile: ServingProfile, *, replicas: int, router: str, seed: int = 0
+) -> RequestColumns:
+    """What becomes of each request on warm replicas; NaN of one that they cannot hold."""
     one = np.ones(1, np.int64)
     seeds = np.array([seed], np.uint64)
-    fleet = Fleet(recording.trace, profile, seeds=seeds, slots=replicas, router=router, record=True)
+    fleet = Fleet(trace, profile, seeds=seeds, slots=replicas, router=router, record=True)
     fleet.reset(
         slice(None),
         start_s=0.0,
@@ -109,20 +130,7 @@ def replay(
         ),
     )
     fleet.advance(_ENDLESS_S)
-    served = fleet.requests()
-    if not np.isfinite(served.e2e_s).all():
-        raise InputError(
-            f"profile {profile.name}: {int(np.isnan(served.e2e_s).sum())} recorded requests exceed "
-            f"the KV cache of {profile.kv.tokens} tokens; raise kv.blocks"
-        )
-    return Replay(
-        {"ttft": recording.ttft_s, "tpot": recording.tpot_s, "e2e": recording.e2e_s},
-        {
-            "ttft": served.ttft_s,
-            "tpot": _tpot(recording.trace, served.ttft_s, served.e2e_s),
-            "e2e": served.e2e_s,
-        },
-    )
+    return fleet.requests()
 
 
 def _tpot(trace: Trace, ttft_s: Floats, e2e_s: Floats) -> Floats:

@@ -160,16 +160,27 @@ def _lengths(
         raise InputError(f"{name}: no {kind} tokens were counted; record an engine that does")
     counted = np.where(np.isfinite(tokens), tokens, means[block] * requests)
     total = np.rint(np.bincount(block, weights=counted, minlength=len(means)))
-    return Lengths(means, total.astype(np.int64), _histograms(table, kind, index, block))
+    return Lengths(
+        means, total.astype(np.int64), histograms_of(table, f"{kind}_length", index, block)
+    )
 
 
-def _histograms(
-    table: pa.Table, kind: str, index: NDArray[np.intp], block: Ints
+def histograms_of(
+    table: pa.Table, name: str, index: NDArray[np.intp], block: Ints
 ) -> Histograms | None:
-    """Observed lengths by block; None where there are none. Of several sets of buckets, the first:
-    an engine that was updated may have others."""
-    bounds = table[f"{kind}_length_bounds"].take(index).to_pylist()
-    counts = table[f"{kind}_length_counts"].take(index).to_pylist()
+    """What one of the telemetry's HISTOGRAMS saw, by block.
+
+    Of several sets of buckets, the first counts: an engine that was updated may have others.
+
+    Args:
+        index: `(rows,)` of the table.
+        block: `(rows,)` of each, rising from 0.
+
+    Returns:
+        None where nothing was seen.
+    """
+    bounds = table[f"{name}_bounds"].take(index).to_pylist()
+    counts = table[f"{name}_counts"].take(index).to_pylist()
     first = next((one for one, seen in zip(bounds, counts, strict=True) if one and any(seen)), None)
     if first is None:
         return None

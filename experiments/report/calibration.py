@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit
+from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit, TelemetryFit
+from envs.calibrate.telemetry import KINDS
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
-from experiments.report.document import Document, Plot, Section, Table, series
+from experiments.report.document import Document, Plot, Section, Table
+from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import ServingProfile
 
 SHOWN_STEPS = 3000
 """Iterations drawn as points: beyond it they only hide one another."""
 QUANTILES = np.linspace(0.005, 0.995, 100)
+_SERIES = [f"--series-{place}" for place in range(len(OTHERS))]
 _MARGIN = {"l": 72, "r": 16, "t": 40, "b": 52}
 _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
@@ -24,57 +27,84 @@ Figure = dict[str, Any]
 
 def calibration_document(
     profile: ServingProfile,
-    fit: StepFit | PointFit,
+    fit: StepFit | PointFit | TelemetryFit,
     coefficients: Sequence[Coefficient],
     replay: Replay | None,
-    command: str,
+    run: Mapping[str, str],
 ) -> Document:
     """The page of a calibration.
 
     Args:
         profile: as it is written, origins and errors included.
-        command: that makes the page again.
+        run: `command`, `commit` and `written_at`.
     """
-    plots = _step_plots(fit) if isinstance(fit, StepFit) else _point_plots(fit)
+    if isinstance(fit, StepFit):
+        sections = _step_plots(fit)
+    elif isinstance(fit, PointFit):
+        sections = _point_plots(fit)
+    else:
+        sections = _telemetry_sections(fit)
     if replay is not None:
-        plots["requests"] = (
-            "Requests",
-            "Quantiles of the recorded requests against the simulated ones, 0.5 to 99.5 %; on the "
-            "line they are equal.",
-            _quantiles(replay),
+        sections.append(
+            _plotted(
+                "requests",
+                "Requests",
+                "Quantiles of the recorded requests against the simulated ones, 0.5 to 99.5 %; on "
+                "the line they are equal.",
+                _quantiles(replay),
+            )
         )
     errors = [(name.replace("_", " "), percent(v, 2)) for name, v in profile.error.items()]
-    unmodelled = [f"{knob}: {why}." for knob, why in profile.unmodelled_knobs().items()]
     gpus = f"{profile.gpus_per_replica} GPU{'s' if profile.gpus_per_replica > 1 else ''}"
     return Document(
         title=profile.name,
-        lead=f"A replica of {gpus} under the scheduler rules {profile.scheduler}, fitted to "
-        f"{_measured(fit)}.",
+        lead=(
+            f"A replica of {gpus} under the scheduler rules {profile.scheduler}, fitted to "
+            f"{_measured(fit)}."
+        ),
         eyebrow="tuner calibrate",
-        command=command,
+        command=run["command"],
         sections=[
             Section(
                 "How far off it is",
-                ["Relative errors against what was measured; left out: on what a fit did not see."],
-                [Table(("figure", "relative error"), errors)],
+                text=[
+                    "Relative errors against what was measured; left out: on what a fit did not "
+                    "see. Signed where the figure is a single one: above 0 is simulated too slow."
+                ],
+                tables=[Table(("figure", "relative error"), errors)],
             ),
-            *(
-                Section(title, plots=[Plot(name, figure, hint)])
-                for name, (title, hint, figure) in plots.items()
-            ),
+            *sections,
             Section(
                 "Fitted figures",
-                ["Seconds, with 95 % intervals."],
-                [
+                text=["Seconds, with 95 % intervals."],
+                tables=[
                     Table(
                         ("figure", "value", "interval"), [coefficient_row(c) for c in coefficients]
                     )
                 ],
             ),
             Section("Where the figures come from", pairs=list(profile.origin.items())),
-            Section("What is not modelled", [*profile.not_modelled, *unmodelled]),
+            Section("What is not modelled", text=_not_modelled(profile)),
+        ],
+        facts=[
+            ("commit", run["commit"] or "not under version control"),
+            ("written", run["written_at"]),
         ],
     )
+
+
+def _plotted(name: str, title: str, hint: str, figure: Figure) -> Section:
+    return Section(title, plots=[Plot(name, figure, hint)])
+
+
+def _not_modelled(profile: ServingProfile) -> list[str]:
+    return [
+        "Prefill and decode on separate nodes, data-parallel attention and speculative decoding "
+        "are in the figures where the measured engine used them, and nowhere else: a replica has "
+        "one queue and one batch.",
+        *(f"{knob}: {reason}." for knob, reason in profile.unmodelled_knobs().items()),
+        *profile.not_modelled,
+    ]
 
 
 def coefficient_row(coefficient: Coefficient) -> tuple[str, str, str]:
@@ -83,14 +113,16 @@ def coefficient_row(coefficient: Coefficient) -> tuple[str, str, str]:
     return coefficient.key, f"{coefficient.value:.4g}", f"{low} to {high}"
 
 
-def _measured(fit: StepFit | PointFit) -> str:
+def _measured(fit: StepFit | PointFit | TelemetryFit) -> str:
     if isinstance(fit, StepFit):
         return f"{len(fit.log):,} engine iterations; {fit.law.name}"
+    if isinstance(fit, TelemetryFit):
+        return f"the telemetry of {fit.requests:,} requests"
     shapes = ", ".join(dict.fromkeys(result.point.shape for result in fit.results))
     return f"{len(fit.results)} closed-loop benchmarks of {shapes} tokens; {fit.batch_law}"
 
 
-def _step_plots(fit: StepFit) -> dict[str, tuple[str, str, Figure]]:
+def _step_plots(fit: StepFit) -> list[Section]:
     log = fit.log
     rng = np.random.default_rng(0)
     judged = np.flatnonzero(np.isfinite(fit.predicted_s))
@@ -108,8 +140,9 @@ def _step_plots(fit: StepFit) -> dict[str, tuple[str, str, Figure]]:
                 {"size": 4, "opacity": 0.5},
             )
         )
-    plots = {
-        "steps": (
+    sections = [
+        _plotted(
+            "steps",
             "Iterations",
             f"{len(shown):,} of {len(judged):,} iterations, each by a fit that did not see its "
             "block or run; on the line the prediction is exact.",
@@ -119,16 +152,78 @@ def _step_plots(fit: StepFit) -> dict[str, tuple[str, str, Figure]]:
                 "predicted, ms",
             ),
         )
-    }
+    ]
     for key, what in (("batch_table", "sequences"), ("prefill_table", "prompt tokens")):
         rows = [c for c in fit.coefficients if c.key.startswith(f"step_time.{key}[")]
         if rows:
-            plots[key] = (
-                f"Seconds by {what}",
-                "The fitted table with its 95 % interval.",
-                _table_plot(rows, what),
+            sections.append(
+                _plotted(
+                    key,
+                    f"Seconds by {what}",
+                    "The fitted table with its 95 % interval.",
+                    _table_plot(rows, what),
+                )
             )
-    return plots
+    return sections
+
+
+TELEMETRY_COLUMNS = ("figure", "recorded", "simulated", "error", "left out", "error left out")
+
+
+def telemetry_rows(fit: TelemetryFit) -> list[tuple[str, ...]]:
+    """Recorded beside simulated, by the fit and by those that did not see a span; milliseconds."""
+    rows: list[tuple[str, ...]] = []
+    for kind in KINDS:
+        columns = [
+            fit.quantiles(blocks, kind)
+            for blocks in (fit.recording.measured, fit.simulated, fit.left_out)
+        ]
+        for name, recorded in columns[0].items():
+            own, unseen = columns[1][name], columns[2][name]
+            rows.append(
+                (
+                    f"{kind.removesuffix('_s').upper()} {name}, ms",
+                    *(f"{1e3 * recorded:.4g}", f"{1e3 * own:.4g}", f"{own / recorded - 1:+.1%}"),
+                    *(f"{1e3 * unseen:.4g}", f"{unseen / recorded - 1:+.1%}"),
+                )
+            )
+    return rows
+
+
+def _telemetry_sections(fit: TelemetryFit) -> list[Section]:
+    return [
+        Section(
+            "Recorded and simulated",
+            text=[
+                "Quantiles over the whole recording, read off the engine's own buckets on both "
+                "sides. Left out: each span of time by a fit that saw nothing of it."
+            ],
+            tables=[Table(TELEMETRY_COLUMNS, telemetry_rows(fit))],
+        ),
+        *(
+            _plotted(
+                kind,
+                f"{kind.removesuffix('_s').upper()} over time",
+                "Median by block of time: as recorded, and by a fit that did not see the span.",
+                _over_time(fit, kind),
+            )
+            for kind in KINDS
+        ),
+    ]
+
+
+def _over_time(fit: TelemetryFit, kind: str) -> Figure:
+    recording = fit.recording
+    middle_min = (recording.edge_s[1:] + recording.edge_s[:-1]) / 120
+    traces = []
+    for place, (name, blocks) in enumerate(
+        (("recorded", recording.measured), ("simulated, left out", fit.left_out))
+    ):
+        median_s = histogram_quantile(0.5, recording.bounds[kind], blocks.counts[kind])
+        shown = recording.judged & np.isfinite(median_s)
+        trace = _marks(name, _short(middle_min[shown]), _ms(median_s[shown]), place, {"size": 6})
+        traces.append(trace | {"mode": "lines+markers"})
+    return _figure(traces, "minutes", "median, ms")
 
 
 def _table_plot(rows: Sequence[Coefficient], what: str) -> Figure:
@@ -137,35 +232,40 @@ def _table_plot(rows: Sequence[Coefficient], what: str) -> Figure:
     low, high = np.array([row.low for row in rows]), np.array([row.high for row in rows])
     line = _marks("fitted", x, _ms(value), 0, {"size": 5})
     line["mode"] = "lines+markers"
-    line["line"] = {"color": series(0), "width": 1.4}
+    line["line"] = {"color": _SERIES[0], "width": 1.4}
     line["error_y"] = {
         "type": "data",
         "symmetric": False,
         "array": _ms(np.maximum(high - value, 0)),
         "arrayminus": _ms(np.maximum(value - low, 0)),
-        "color": series(0),
+        "color": _SERIES[0],
         "thickness": 1,
         "width": 3,
     }
     return _figure([line], what, "ms")
 
 
-def _point_plots(fit: PointFit) -> dict[str, tuple[str, str, Figure]]:
-    plots = {
-        "tpot": (
+def _point_plots(fit: PointFit) -> list[Section]:
+    sections = [
+        _plotted(
+            "tpot",
             "TPOT",
             "Filled: measured. Line: simulated by the profile. Open: simulated by a fit that did "
             "not see the point.",
             _clients_plot(fit, "tpot_s", "TPOT, ms per token"),
         )
-    }
+    ]
     if not fit.results[0].point.decode_only:
-        plots["ttft"] = (
-            "TTFT",
-            "As above. The measured one also holds the benchmark's own start-up queue and client.",
-            _clients_plot(fit, "ttft_s", "TTFT, ms"),
+        sections.append(
+            _plotted(
+                "ttft",
+                "TTFT",
+                "As above. The measured one also holds the benchmark's own start-up queue and "
+                "client.",
+                _clients_plot(fit, "ttft_s", "TTFT, ms"),
+            )
         )
-    return plots
+    return sections
 
 
 def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
@@ -177,7 +277,7 @@ def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
         measured = _ms([getattr(r.point, name) for r in own])
         traces.append(_marks(f"{shape}, measured", clients, measured, place, {"size": 9}))
         line = _marks(f"{shape}, simulated", clients, _ms_of(own, name), place, {"size": 1})
-        line |= {"mode": "lines", "line": {"color": series(place), "width": 1.6}}
+        line |= {"mode": "lines", "line": {"color": _SERIES[place], "width": 1.6}}
         traces.append(line)
         for what, results in fit.left_out.items():
             unseen = [r for r in results if r.point.shape == shape]
@@ -211,6 +311,7 @@ def _quantiles(replay: Replay) -> Figure:
 def _marks(
     name: str, x: Sequence[float], y: Sequence[float], place: int, marker: dict[str, Any]
 ) -> Figure:
+    colour = _SERIES[place % len(_SERIES)]
     symbol = OTHERS[place % len(OTHERS)].symbol
     return {
         "type": "scatter",
@@ -218,7 +319,7 @@ def _marks(
         "name": name,
         "x": list(x),
         "y": list(y),
-        "marker": {"color": series(place), "symbol": symbol, **marker},
+        "marker": {"color": colour, "symbol": symbol, **marker},
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
+from tests.envs import worlds
+from tests.envs.recordings import recorded
 from tuner.cli import app
 from tuner.data import load_profile
+from tuner.data.profiles import write_profile
+from tuner.data.telemetry import write_telemetry
 
 
 def call(*arguments: object) -> Result:
@@ -97,6 +102,26 @@ def test_writes_a_page_that_fetches_nothing(steps: Path, points: Path, tmp_path:
             assert all(trace["x"] for trace in data[plot]["data"])
 
 
+def test_telemetry_alone_gives_a_profile_and_a_page(tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
+    profile = replace(worlds.PROFILE, startup=None)
+    write_profile(profile, tmp_path / "ours.yaml")
+    recording, out, page = (tmp_path / name for name in ("r.parquet", "fitted.yaml", "page.html"))
+    write_telemetry(recorded(worlds.trace(200.0, qps=1.4), profile), recording)
+    given = ("--telemetry", recording, "--terms", "prefill", "--trials", 10)
+    result = call(tmp_path / "ours.yaml", *given, "--out", out, "--page", page)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"TPOT p50, ms +[\d.]+ +[\d.]+ +[+-]", result.output)
+    fitted = load_profile(out)
+    assert fitted.scheduler == profile.scheduler
+    assert set(fitted.interval) == {"step_time.base_s", "step_time.per_prefill_token_s"}
+    assert "requests of r1 (vllm), 2027-01-15" in fitted.origin["step_time"]
+    assert "tpot_p50_left_out" in fitted.error
+    html = page.read_text()
+    assert all(f'id="plot-{kind}"' in html for kind in ("ttft_s", "tpot_s", "e2e_s"))
+
+
 def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
     result = call("reference-affine", "--points", points, "--system", "h200_sxm", "--hold-out", 4)
     assert result.exit_code == 0, result.output
@@ -107,8 +132,11 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "expected measurements: --steps FILE or --points FILE"),
-        (["--steps", "STEPS", "--points", "POINTS"], "expected measurements"),
+        ([], "expected measurements: --steps FILE, --points FILE or"),
+        (["--steps", "STEPS", "--points", "POINTS"], "and only one of them"),
+        (["--telemetry", "none.parquet"], "none.parquet does not exist"),
+        (["--telemetry", "STEPS"], "schema is 'nothing'"),
+        (["--telemetry", "STEPS", "--hold-out", "1"], "spans of time are left out in turn"),
         (["--steps", "none.npz"], "none.npz is not a file; expected a step log"),
         (["--steps", "STEPS", "--terms", "magic"], "term 'magic' is not known"),
         (["--steps", "STEPS", "--terms", "context"], "needs a column context_pairs"),

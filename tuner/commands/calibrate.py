@@ -21,6 +21,7 @@ class BatchLawName(StrEnum):
 
 _STEPS = "Step logs"
 _POINTS = "Closed-loop points"
+_TELEMETRY = "Telemetry"
 
 
 def command(
@@ -46,18 +47,23 @@ def command(
         typer.Option(
             help="Terms to fit, with commas. Step logs: batch-table, prefill-table, context "
             "(default: those that pay on what is left out). Points: kv, prefill-base, ingress "
-            "(default: kv,prefill-base)."
+            "(default: kv,prefill-base). Telemetry: sequences, prefill, kv, prefill-base, ingress "
+            "(default: sequences,prefill,kv)."
         ),
     ] = None,
     hold_out: Annotated[
         list[str] | None,
         typer.Option(
             help="Leave out of the fit and judge it on: the number of a run; a shape, as "
-            "8192/1024; a number of clients. May be repeated. (default: each in turn)"
+            "8192/1024; a number of clients. May be repeated. (default: each in turn; of "
+            "telemetry always spans of time in turn)"
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Draws the bootstrap and the requests' lengths.", min=0)
+        int,
+        typer.Option(
+            help="Draws the bootstrap, the requests' lengths and arrivals, and the search.", min=0
+        ),
     ] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
     steps: Annotated[
@@ -84,11 +90,21 @@ def command(
         ),
     ] = None,
     replicas: Annotated[
-        int, typer.Option(help="That served --requests.", min=1, rich_help_panel=_STEPS)
+        int,
+        typer.Option(help="That served --requests, or what --telemetry recorded.", min=1),
     ] = 1,
-    router: Annotated[
-        RouterName, typer.Option(help="In front of them.", rich_help_panel=_STEPS)
-    ] = RouterName.ROUND_ROBIN,
+    router: Annotated[RouterName, typer.Option(help="In front of them.")] = RouterName.ROUND_ROBIN,
+    telemetry: Annotated[
+        Path | None,
+        typer.Option(
+            help="What `tuner record` wrote, over a span in which --replicas stayed the same.",
+            rich_help_panel=_TELEMETRY,
+        ),
+    ] = None,
+    trials: Annotated[
+        int,
+        typer.Option(help="Candidates to simulate.", min=10, rich_help_panel=_TELEMETRY),
+    ] = 200,
     points: Annotated[
         Path | None,
         typer.Option(
@@ -154,9 +170,10 @@ def command(
 ) -> None:
     """Fit a serving profile to measurements, and say how far off it is.
 
-    From step logs (--steps) by relative least squares, or from closed-loop benchmark points
-    (--points) by simulating the benchmarks. The table shows each figure with its 95 % interval and
-    the errors on what a fit did not see; --out writes the profile, --page the plots.
+    From step logs (--steps) by relative least squares, from closed-loop benchmark points
+    (--points) by simulating the benchmarks, or from a fleet's telemetry alone (--telemetry) by
+    serving the recorded load with candidate profiles. The table shows each figure with its 95 %
+    interval and the errors on what a fit did not see; --out writes the profile, --page the plots.
 
     Examples:
 
@@ -166,6 +183,9 @@ def command(
       tuner calibrate deepseek-r1-8xh200-sglang --points points.parquet
       --model deepseek-ai/DeepSeek-R1 --system h200_sxm --engine sglang
       --engine-version 0.5.9 --hold-out 8192/1024
+
+      tuner calibrate ours.yaml --telemetry telemetry.parquet --replicas 4
+      --router least_pending --out fitted.yaml --page fitted.html
     """
     from experiments.calibrate_command import (
         CalibrateRequest,
@@ -202,6 +222,8 @@ def command(
             workload=workload,
             replicas=replicas,
             router=router.value,
+            telemetry=telemetry,
+            trials=trials,
             points=points,
             filters={**filters, "mode": mode},
             batch_law=batch_law.value,
