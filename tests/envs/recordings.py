@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from envs.simulator import Fleet, FleetSettings
-from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator.buckets import BOUNDS, BUCKETS, E2E, FIRST_BUCKET, TPOT, TTFT
 from tuner.core.profile import ServingProfile
+from tuner.core.protocols import IntArray
 from tuner.core.trace import Trace
 from tuner.data.telemetry import Buckets, Telemetry, TelemetryHeader, TelemetryRow, table_of
 
@@ -14,6 +15,7 @@ SINCE_S = 1_800_000_000.0
 LENGTH_BOUNDS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000, 50_000)
 """vLLM's, in tokens."""
 OVERTIME_S = 300.0
+KINDS = {"ttft_s": TTFT, "tpot_s": TPOT, "e2e_s": E2E}
 
 
 def recorded(
@@ -36,16 +38,24 @@ def recorded(
         settings=FleetSettings(replicas * one, profile.limits.batch_size_max * one, one, 0 * one),
     )
     rows = []
+    before = np.zeros(BUCKETS, np.int64)
     last_s = trace.last_arrival_s + OVERTIME_S if until_s is None else until_s
     for number in range(1, int(last_s / every_s) + 1):
         fleet.advance(number * every_s)
-        rows.append(_row(fleet, trace, number, every_s))
+        counted = fleet.counters().counts[0].sum(axis=0)
+        rows.append(_row(fleet, trace, number, every_s, counted - before))
+        before = counted
     end_s = SINCE_S + len(rows) * every_s
     header = TelemetryHeader("r1", "vllm", "http://p:9090", {}, SINCE_S, end_s, every_s, 60.0)
     return Telemetry(header, table_of(rows), {})
 
 
-def _row(fleet: Fleet, trace: Trace, number: int, every_s: float) -> TelemetryRow:
+def _buckets(kind: int, risen: IntArray) -> Buckets:
+    first, bounds = FIRST_BUCKET[kind], BOUNDS[kind]
+    return Buckets(bounds.tolist(), risen[first : first + len(bounds) + 1].tolist())
+
+
+def _row(fleet: Fleet, trace: Trace, number: int, every_s: float, risen: IntArray) -> TelemetryRow:
     window, gauges = fleet.window(), fleet.gauges()
     came = np.ceil(trace.arrival_s / every_s) == number
     lengths = {
@@ -74,9 +84,7 @@ def _row(fleet: Fleet, trace: Trace, number: int, every_s: float) -> TelemetryRo
             "output_tokens": int(window.output_tokens[0]),
         },
         histograms={
-            "ttft_s": Buckets(TTFT_BOUNDS_S.tolist(), window.ttft_hist[0].tolist()),
-            "tpot_s": Buckets(TPOT_BOUNDS_S.tolist(), window.tpot_hist[0].tolist()),
-            "e2e_s": Buckets(E2E_BOUNDS_S.tolist(), window.e2e_hist[0].tolist()),
+            **{name: _buckets(kind, risen) for name, kind in KINDS.items()},
             **lengths,
         },
     )
