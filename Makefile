@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test peers proof-calibrate proof-calibration proof-triton clean
+.PHONY: help setup engine demo test peers proof-calibrate proof-calibration proof-rules proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -40,16 +40,19 @@ test: setup ## lint, types, import contracts and all tests
 	@$(BIN)/python -m mypy
 	@$(BIN)/python -m pytest $(PYTEST_ARGS)
 
-peers: ## install what `python -m experiments.bench peers` compares with into ./.venv-peers (0.3 GB)
-	@$(PYTHON) -m venv .venv-peers
-	@.venv-peers/bin/pip install --quiet --disable-pip-version-check ai-dynamo-runtime==1.6.1
-
 proof-calibrate: setup ## what calibration predicts that it has not seen, against its bars (needs TUNER_DATA)
 	@test -n "$(TUNER_DATA)" || { echo "set TUNER_DATA to the folder of the measurements"; exit 2; }
 	$(BIN)/python -m experiments.calibration_proof --data $(TUNER_DATA)
 
 proof-calibration: setup ## a profile out of a recording of the real vLLM, against what it did not see (12 min)
 	$(BIN)/python -m tests.real.calibration_proof
+
+peers: ## install what `python -m experiments.bench peers` compares with into ./.venv-peers (0.3 GB)
+	@$(PYTHON) -m venv .venv-peers
+	@.venv-peers/bin/pip install --quiet --disable-pip-version-check ai-dynamo-runtime==1.6.1
+
+proof-rules: setup ## rule-set vllm-v1 against vLLM's own scheduler, 1,500 random loads (a few minutes)
+	@TUNER_RULES_CASES=1500 $(BIN)/python -m pytest tests/real/test_vllm_rules.py $(PYTEST_ARGS)
 
 proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
 	@bash .ci/triton

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
@@ -46,6 +47,57 @@ class FailureConfig:
             )
 
 
+LEAST_SCRAPES, MOST_SCRAPES = 4, 240
+"""In a window. Fewer, and one lost scrape leaves nothing to take a rate of; more is a slip."""
+
+
+@dataclass(frozen=True)
+class ScrapeConfig:
+    """How the metrics source sees a fleet.
+
+    The defaults are those of the live controller: Prometheus at 15 s, `window_s` of `tuner.yaml`.
+    """
+
+    __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
+
+    interval_s: float = 15.0
+    """Seconds between two scrapes of a replica, and of the gateway; each has its own phase."""
+    window_s: float = 60.0
+    """Seconds that rates and percentiles cover; at least four intervals."""
+    lag_s: float = 0.0
+    """Age at which a scrape can first be seen, s: of a Prometheus that is fed from afar."""
+    loss: float = 0.0
+    """Chance (0-1) that one scrape of one replica, or of the gateway, is lost."""
+    outage: float = 0.0
+    """Chance (0-1) that a look gets no answer from the metrics source at all."""
+
+    @property
+    def kept(self) -> int:
+        """Most scrapes of one page in a window."""
+        return math.ceil(self.window_s / self.interval_s)
+
+    def mistakes(self) -> Iterator[str]:
+        """One sentence, from the name of the field on, for each value out of its range."""
+        if not 0 < self.interval_s < math.inf:
+            yield f"interval_s is {self.interval_s}; expected seconds > 0"
+            return
+        least, most = LEAST_SCRAPES * self.interval_s, MOST_SCRAPES * self.interval_s
+        if not least <= self.window_s <= most:
+            yield (
+                f"window_s is {self.window_s}; expected {LEAST_SCRAPES} to {MOST_SCRAPES} times "
+                f"interval_s ({least:g} to {most:g})"
+            )
+        oldest_s = self.window_s - 2 * self.interval_s
+        if not 0 <= self.lag_s <= oldest_s:
+            yield (
+                f"lag_s is {self.lag_s}; expected 0 to {oldest_s:g}: a rate needs two scrapes "
+                "within window_s"
+            )
+        for name in ("loss", "outage"):
+            if not 0 <= getattr(self, name) < 1:
+                yield f"{name} is {getattr(self, name)}; expected 0 <= chance < 1"
+
+
 @dataclass(frozen=True)
 class EnvConfig:
     """One scenario family; what is drawn per episode is drawn from the episode's own seed."""
@@ -60,8 +112,8 @@ class EnvConfig:
     """How requests reach replicas: round_robin, least_pending or least_loaded."""
     jitter: float = 0.05
     """Sigma of the multiplicative noise on one iteration's time; 0 is none."""
-    scrape_loss: float = 0.0
-    """Chance (0-1) that a tick sees no metrics at all."""
+    scrape: ScrapeConfig = field(default_factory=ScrapeConfig)
+    """What of the truth is seen: scrapes, their window, lag and losses."""
     drain_timeout_s: float | None = None
     """Longest time that a leaving replica may serve what it has, s (Kubernetes'
     terminationGracePeriodSeconds); what has not ended by then fails. None: as long as it takes."""
@@ -98,8 +150,8 @@ class EnvConfig:
             raise ConfigError(f"env.start_replicas is {low}..{high}; expected 1 <= low <= high")
         if not 0 < self.keep[0] <= self.keep[1] <= 1:
             raise ConfigError(f"env.keep is {self.keep}; expected 0 < low <= high <= 1")
-        if not 0 <= self.scrape_loss < 1:
-            raise ConfigError(f"env.scrape_loss is {self.scrape_loss}; expected 0 <= chance < 1")
+        for mistake in self.scrape.mistakes():
+            raise ConfigError(f"env.scrape.{mistake}")
         if self.jitter < 0:
             raise ConfigError(f"env.jitter is {self.jitter}; expected a sigma >= 0")
         for mistake in self.randomise.mistakes():

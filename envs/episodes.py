@@ -58,9 +58,11 @@ class EpisodeDraws:
             replicas=low + np.floor(uniform(seeds, _REPLICAS) * (high - low + 1)),
             seeds=child_seeds(seeds, _FLEET),
             factors=_factors(widths, worlds) if drawn else EnvFactors.none(len(seeds)),
-            scrape_lag_s=_even(worlds, _LAG, widths.scrape_lag_s if drawn else (0.0, 0.0)),
+            scrape_lag_s=_even(
+                worlds, _LAG, widths.scrape_lag_s if drawn else (config.scrape.lag_s,) * 2
+            ),
             scrape_loss=_even(
-                worlds, _LOSS, widths.scrape_loss if drawn else (config.scrape_loss,) * 2
+                worlds, _LOSS, widths.scrape_loss if drawn else (config.scrape.loss,) * 2
             ),
         )
 

@@ -62,7 +62,9 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
     ## Observation Space
 
     `Box` of the codec's features, float32, each cut to its range; the table with meanings and the
-    values of missing fields is in `policies.codec`.
+    values of missing fields is in `policies.codec`. What is seen is not the truth: metrics are
+    scraped, perhaps late or lost, rates cover a window of several ticks, and percentiles come from
+    histogram buckets, all as a live controller has them (`envs.config.ScrapeConfig`).
 
     ## Rewards
 
@@ -78,7 +80,8 @@ class ServingEnv(Env[NDArray[np.float32], NDArray[np.float32]]):
     ## Starting State
 
     A place in the load, the number of ready replicas and the level of load are drawn; see
-    `envs.config.EnvConfig`. The first observation follows one tick of load.
+    `envs.config.EnvConfig`. The first observation follows one tick of load: it has no rates yet,
+    which need two scrapes, and the guardrails hold.
 
     ## Episode End
 

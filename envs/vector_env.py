@@ -90,9 +90,11 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
                 jitter=config.jitter,
                 drain_timeout_s=config.drain_timeout_s,
                 crash_per_hour=config.failures.crash_per_hour,
+                scrape=config.scrape,
                 threads=threads,
             ),
             codec.knobs,
+            outage=config.scrape.outage,
         )
         self._episode = np.zeros(n_envs, dtype=np.int64)
         self._ticks = np.zeros(n_envs, dtype=np.int64)
@@ -188,6 +190,7 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
             settings=settings,
             keep=draws.keep,
             factors=with_failures(draws.factors, self.config.failures, draws.seeds, draws.replicas),
+            scrape_lag_s=draws.scrape_lag_s,
             scrape_loss=draws.scrape_loss,
         )
         self._episode[rows] += 1

@@ -8,7 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from envs.config import FailureConfig
+from envs.config import FailureConfig, ScrapeConfig
 from tuner.core.decision import Guardrails
 from tuner.core.errors import ConfigError
 from tuner.core.slo import Slo
@@ -68,6 +68,9 @@ class RunConfig:
     which is what an operator who sets it long enough gets."""
     failures: FailureConfig = field(default_factory=FailureConfig)
     """What goes wrong; nothing unless asked for."""
+    scrape: ScrapeConfig = field(default_factory=ScrapeConfig)
+    """How the policy sees the fleet: through scrapes, as a live controller does. What a run reports
+    of requests and money is the truth, whatever was seen."""
     max_replicas: int = 32
     """Most replicas that any policy may ask for."""
     initial_replicas: int | None = None
@@ -173,6 +176,8 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
             f"expected 1 to max_replicas ({config.max_replicas})"
         )
     yield from config.failures.problems(f"{prefix}failures.")
+    for mistake in config.scrape.mistakes():
+        yield f"{prefix}scrape.{mistake}"
     yield from _step_mistakes(config.guardrails.steps, f"{prefix}guardrails.steps")
 
 

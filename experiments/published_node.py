@@ -18,13 +18,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from envs.calibrate import Point, simulate_point
 from envs.calibrate.closed_loop import KV_BYTES, MEMORY_BYTES_PER_S
 from envs.calibrate.result import rounded
 from tuner.core.errors import InputError
-from tuner.core.profile import EngineLimits, KvCache, ServingProfile, Startup, StepTime
+from tuner.core.profile import EngineLimits, KvCache, ServingProfile, StepTime
 from tuner.data.profiles import write_profile
 from tuner.data.startups import STARTUPS
 
@@ -87,7 +88,7 @@ def _profile(batch_s: float, point: Point) -> ServingProfile:
             per_kv_token_s=rounded(kv_s),
             per_prefill_token_s=rounded(1 / PREFILL_NODE_TOKENS_PER_S),
         ),
-        startup=Startup(stages=STARTUPS["normal"].stages),
+        startup=replace(STARTUPS["normal"], ramp=()),
         origin={
             "step_time.per_prefill_token_s": (
                 "Published: a prefill node takes 73,700 input tokens/s, 56.3 % of them from the "

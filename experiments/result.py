@@ -58,7 +58,8 @@ class RequestTable:
 class TickTable:
     """Every control tick, in order, as columns of one length; NaN where not measured.
 
-    Rates and percentiles cover the window that ends at the tick.
+    What the policy saw, and what was decided and done. Rates and percentiles are those of the
+    scrapes within `window_s` before the tick.
     """
 
     at_s: Floats
@@ -85,12 +86,11 @@ class TickTable:
     threads: Floats
     warmup_requests: Floats
     met: Ints
-    """Requests that ended in the window and met every objective."""
+    """Requests that ended since the tick before and met every objective."""
     missed: Ints
-    """Requests that missed one, rejected and failed ones too, each in the window where it came to
-    be known."""
+    """Requests that came to miss one since the tick before, rejected and failed ones too."""
     finished: Ints
-    """Requests that gave their last token in the window."""
+    """Requests that gave their last token since the tick before."""
     source: tuple[str, ...]
     """Who decided: policy, fallback or hold."""
     clamped: Bools
@@ -105,6 +105,11 @@ class TickTable:
 
     def __len__(self) -> int:
         return len(self.at_s)
+
+    @property
+    def length_s(self) -> Floats:
+        """`(ticks,)` s since the tick before, or since the beginning of the trace's clock."""
+        return np.diff(self.at_s, prepend=0.0)
 
     @classmethod
     def of(cls, rows: Iterable[Mapping[str, object]]) -> TickTable:

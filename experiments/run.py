@@ -86,11 +86,13 @@ def run(
         jitter=config.jitter,
         drain_timeout_s=config.drain_timeout_s,
         failures=config.failures,
+        scrape=config.scrape,
         record=True,
     )
     audit = MemoryAudit()
     outcomes: list[Outcome] = []
     billed_s = 0.0
+    before_s = 0.0
     end_s = trace.last_arrival_s + config.overtime_s
     for _ in ticks(
         cluster,
@@ -105,8 +107,10 @@ def run(
     ):
         assert cluster.outcome is not None
         outcomes.append(cluster.outcome)
-        if not in_a_gap(trace, audit.records[-1].observation):
+        at_s = audit.records[-1].observation.at_s
+        if not in_a_gap(trace, before_s, at_s):
             billed_s += cluster.billed_s
+        before_s = at_s
         if progress is not None and len(outcomes) % 64 == 0:
             progress(min(1.0, clock.now_s() / end_s))
         if cluster.done or clock.now_s() >= end_s:
@@ -168,11 +172,9 @@ def _result(
     )
 
 
-def in_a_gap(trace: Trace, seen: Observation) -> bool:
-    """Whether a tick's window overlaps a masked gap: what it cost is nobody's fault."""
-    return any(
-        gap.start_s < seen.at_s and seen.at_s - seen.window_s < gap.end_s for gap in trace.gaps
-    )
+def in_a_gap(trace: Trace, from_s: float, to_s: float) -> bool:
+    """Whether a tick's time overlaps a masked gap: what it cost is nobody's fault."""
+    return any(gap.start_s < to_s and from_s < gap.end_s for gap in trace.gaps)
 
 
 def _tick_row(seen: Observation, decision: Decision, outcome: Outcome) -> dict[str, object]:

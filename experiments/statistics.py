@@ -178,8 +178,8 @@ def _cost_shares(result: RunResult, borders: Floats) -> Floats:
     ticks, n = result.ticks, len(borders) - 1
     inside = ticks.at_s <= borders[-1]
     held = ticks.ready_replicas + ticks.starting_replicas + ticks.draining_replicas
-    held_s = (held * ticks.window_s)[inside]
-    middle_s = (ticks.at_s - ticks.window_s / 2)[inside]
+    held_s = (held * ticks.length_s)[inside]
+    middle_s = (ticks.at_s - ticks.length_s / 2)[inside]
     cost = np.bincount(_block(middle_s, borders), weights=held_s, minlength=n)
     total = cost.sum()
     return cost / total if total > 0 else np.full(n, 1 / n)

@@ -38,7 +38,7 @@ from tuner.train.config import TrainConfig
 from tuner.train.ppo import Inputs, build_codec, check_start, started_with, train
 from tuner.train.scenarios import parts
 
-SHARED = ("tick_s", "slo", "router", "jitter", "drain_timeout_s")
+SHARED = ("tick_s", "slo", "router", "jitter", "scrape", "drain_timeout_s")
 """What `run` says of every run, training's environments included."""
 STARTS = (0.4, 1.4)
 """Fewest and most replicas at the start of an episode, relative to the best fixed fleet: too few

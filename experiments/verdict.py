@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.config import RunConfig
 from experiments.readable import (
     difference,
     difference_interval,
@@ -133,9 +134,31 @@ def _input_notes(comparison: Comparison) -> Iterator[str]:
         )
     for knob, why in comparison.pinned().items():
         yield f"The knob {knob} is pinned: {why}."
+    yield from _world_notes(comparison.config.run)
     assumptions = comparison.profile.assumptions()
     if assumptions:
         yield f"Assumed, not measured: {', '.join(assumptions)}."
+
+
+def _world_notes(run: RunConfig) -> Iterator[str]:
+    """Where the simulated world was asked to be another than the profile's and a smooth one."""
+    if run.startup is not None:
+        yield f"Replicas start by the named start {run.startup}, not by the profile's own."
+    if run.drain_timeout_s is not None:
+        yield (
+            f"What a leaving replica has not answered within {duration(run.drain_timeout_s)} fails."
+        )
+    failures = run.failures
+    if failures.crash_per_hour > 0:
+        yield (
+            f"Serving replicas crash {failures.crash_per_hour:g} times an hour; what they have "
+            "fails, as behind a gateway that does not retry."
+        )
+    if failures.slow_replica > 0:
+        yield (
+            f"With a chance of {failures.slow_replica:g} one replica of a run is slower by a "
+            f"factor of {failures.slow[0]:g} to {failures.slow[1]:g}."
+        )
 
 
 def _verdict(comparison: Comparison, outcome: PolicyOutcome) -> Verdict:

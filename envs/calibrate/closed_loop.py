@@ -106,10 +106,12 @@ class ClosedLoopLaw:
 
     def coefficients(self, found: Minimum) -> tuple[Coefficient, ...]:
         """Each figure of the profile with its 95 % interval, lognormal."""
-        wide = np.exp(1.96 * found.deviations())
-        values = np.exp(found.at)
+        wide = 1.96 * found.deviations()
+        value, low, high = (
+            np.exp(at).tolist() for at in (found.at, found.at - wide, found.at + wide)
+        )
         return tuple(
-            Coefficient(_KEYS[name], rounded(values[i]), values[i] / wide[i], values[i] * wide[i])
+            Coefficient(_KEYS[name], rounded(value[i]), low[i], high[i])
             for i, name in enumerate(self.priors)
         )
 

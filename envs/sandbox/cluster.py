@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from envs.sandbox.counting import Counters, OpenRequests, give_output_tokens, length_bounds
+from envs.sandbox.counting import Counters, OpenRequests, length_bounds
 from envs.simulator import Fleet, FleetSettings, Gauges, ReplicaState, Window
 from tuner.core.clock import Clock
 from tuner.core.errors import ConfigError
@@ -70,7 +70,6 @@ class Totals:
     arrivals: int = 0
     finished: int = 0
     rejected: int = 0
-    failed: int = 0
     met: int = 0
     missed: int = 0
     prompt_tokens: int = 0
@@ -146,7 +145,6 @@ class SandboxCluster:
         self._open = OpenRequests()
         self._numbered = 0
         self._slots: dict[int, Instance] = {}
-        self._ended_tokens = 0
         self.now_s = 0.0
         """Simulated seconds since the trace's beginning, at the last look."""
         self.in_flight = 0
@@ -273,7 +271,9 @@ class SandboxCluster:
         self.in_flight = int(gauges.in_flight[0])
         candidates = {one.number: one for one in (*before.values(), *self._slots.values())}
         self._count_requests(candidates, before, was_ready)
-        self._give_tokens(int(window.output_tokens[0]), list(candidates.values()))
+        counted = self._fleet.counters()
+        for slot, one in self._slots.items():
+            one.counters.read(counted, slot)
 
     def _follow(self, gauges: Gauges) -> None:
         """Instances that came, went, or moved on in life."""
@@ -321,25 +321,15 @@ class SandboxCluster:
             rows.owner[row] = self._owner(slot, arrival_s, before, was_ready).number
         begun = ~np.isnan(seen.ttft_s) & ~rows.begun
         ended = ~np.isnan(seen.e2e_s)
-        preempted = seen.preemptions - rows.preemptions
         prompts = self.trace.prompt_tokens[rows.request].astype(np.int64)
         outputs = self.trace.output_tokens[rows.request].astype(np.int64)
-        for number in np.unique(rows.owner[begun | ended | (preempted > 0)]).tolist():
+        for number in np.unique(rows.owner[begun | ended]).tolist():
             counters = candidates[number].counters
             mine = rows.owner == number
             first, last = begun & mine, ended & mine
-            counters.first_tokens(prompts[first], seen.ttft_s[first])
+            counters.first_tokens(seen.ttft_s[first])
             counters.ended(prompts[last], outputs[last], seen.e2e_s[last], seen.tpot_s[last])
-            counters.preemptions += int(preempted[mine].sum())
-        self._ended_tokens += int(outputs[ended].sum())
         rows.begun |= begun
-        rows.preemptions = seen.preemptions.astype(np.int64)
-        self._decoding_s = np.where(
-            rows.begun & ~ended,
-            self.now_s - self.trace.arrival_s[rows.request] - np.nan_to_num(seen.ttft_s),
-            0.0,
-        )
-        self._decoding_s = self._decoding_s[~ended & ~seen.rejected]
         rows.keep(~ended & ~seen.rejected)
 
     def _owner(
@@ -352,12 +342,3 @@ class SandboxCluster:
         if new is None or (slot in was_ready and arrival_s < new.started_s):
             return old
         return new
-
-    def _give_tokens(self, tokens: int, candidates: list[Instance]) -> None:
-        if not candidates:
-            return
-        decoding_s = np.array(
-            [self._decoding_s[self._open.owner == one.number].sum() for one in candidates]
-        )
-        running = self.totals.output_tokens - self._ended_tokens
-        give_output_tokens(tokens, [one.counters for one in candidates], decoding_s, running)

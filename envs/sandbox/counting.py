@@ -1,22 +1,19 @@
 """What each replica has counted since its start, as its own metrics page must tell it.
 
-The simulator keeps sums of the whole fleet and the outcome of each request. What ended is counted
-from the outcomes, at the replica that served it. Output tokens of requests that still run are known
-for the whole fleet only: they are divided among the replicas by how long each one's requests have
-been decoding, and what a replica was given too much or too little is made up for as its requests
-end. So a replica's own token counter is right within the tokens of its running requests, and the
-sum over the replicas is exact at any time.
+Counters and the buckets of the latency histograms are the simulator's own, exact at any time. It
+keeps no lengths, no gaps between tokens and no sums of seconds: these are counted from the outcome
+of each request, at the replica that served it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator import E2E_BOUNDS_S, FIRST_BUCKET, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator import Counters as FleetCounters
 from tuner.core.protocols import FloatArray, IntArray
 
 ITL_BOUNDS_S = TPOT_BOUNDS_S
@@ -63,8 +60,6 @@ class Counters:
     prompt_tokens: int = 0
     """Of the requests that gave their first token."""
     output_tokens: int = 0
-    ended_output_tokens: int = 0
-    """Of the requests that ended here; `output_tokens` follows it."""
     finished: int = 0
     preemptions: int = 0
     ttft_s: Histogram = field(init=False)
@@ -83,10 +78,19 @@ class Counters:
         self.prompt_length = Histogram(self.lengths)
         self.output_length = Histogram(self.lengths)
 
-    def first_tokens(self, prompt_tokens: IntArray, ttft_s: FloatArray) -> None:
+    def read(self, fleet: FleetCounters, slot: int) -> None:
+        """Take over what the simulator has counted for the replica in that slot of its env 0."""
+        self.prompt_tokens = int(fleet.prompt_tokens[0, slot])
+        self.output_tokens = int(fleet.output_tokens[0, slot])
+        self.finished = int(fleet.finished[0, slot])
+        self.preemptions = int(fleet.preemptions[0, slot])
+        latencies = (self.ttft_s, self.tpot_s, self.e2e_s)
+        for latency, first in zip(latencies, FIRST_BUCKET, strict=True):
+            latency.counts = fleet.counts[0, slot, first : first + len(latency.bounds) + 1]
+
+    def first_tokens(self, ttft_s: FloatArray) -> None:
         """Requests that gave their first token."""
-        self.prompt_tokens += int(prompt_tokens.sum())
-        self.ttft_s.observe(ttft_s)
+        self.ttft_s.sum += float(ttft_s.sum())
 
     def ended(
         self,
@@ -97,50 +101,11 @@ class Counters:
     ) -> None:
         """Requests that gave their last token."""
         several = output_tokens > 1
-        self.finished += len(output_tokens)
-        self.ended_output_tokens += int(output_tokens.sum())
-        self.e2e_s.observe(e2e_s)
-        self.tpot_s.observe(tpot_s[several])
+        self.e2e_s.sum += float(e2e_s.sum())
+        self.tpot_s.sum += float(tpot_s[several].sum())
         self.itl_s.observe(tpot_s[several], output_tokens[several] - 1)
         self.prompt_length.observe(prompt_tokens.astype(np.float64))
         self.output_length.observe(output_tokens.astype(np.float64))
-
-
-def divided(total: int, weights: FloatArray) -> IntArray:
-    """`total` in whole shares as near to the weights as can be; they sum up to it.
-
-    Args:
-        total: >= 0.
-        weights: `(n,)` >= 0, n >= 1; where all are 0, they count as equal.
-    """
-    if not weights.sum() > 0:
-        weights = np.ones(len(weights))
-    exact = total * (weights / weights.sum())
-    shares: IntArray = np.floor(exact).astype(np.int64)
-    left = total - int(shares.sum())
-    shares[np.argsort(shares - exact, kind="stable")[:left]] += 1
-    return shares
-
-
-def give_output_tokens(
-    tokens: int, counters: Sequence[Counters], decoding_s: FloatArray, running_tokens: int
-) -> None:
-    """Divide the tokens that the fleet generated since the last look; no counter ever falls.
-
-    Args:
-        tokens: since the last look, all replicas.
-        counters: of the replicas that may have generated them.
-        decoding_s: `(replicas,)` seconds for which their running requests have been decoding.
-        running_tokens: output tokens so far of all requests that have not ended.
-    """
-    total_s = decoding_s.sum()
-    running = running_tokens * decoding_s / total_s if total_s > 0 else decoding_s
-    behind = [
-        max(one.ended_output_tokens + share - one.output_tokens, 0.0)
-        for one, share in zip(counters, running, strict=True)
-    ]
-    for one, share in zip(counters, divided(tokens, np.array(behind)), strict=True):
-        one.output_tokens += int(share)
 
 
 @dataclass(eq=False)
@@ -153,17 +118,17 @@ class OpenRequests:
     """Number of the instance that has it; -1: still at the router."""
     begun: NDArray[np.bool_] = field(default_factory=lambda: np.zeros(0, np.bool_))
     """Whether its first token has been counted."""
-    preemptions: IntArray = field(default_factory=lambda: np.zeros(0, np.int64))
-    """Counted so far."""
 
     def arrived(self, first: int, count: int) -> None:
         """Add the trace's rows from `first` on."""
         self.request = np.append(self.request, np.arange(first, first + count, dtype=np.intp))
         self.owner = np.append(self.owner, np.full(count, -1, np.int64))
         self.begun = np.append(self.begun, np.zeros(count, np.bool_))
-        self.preemptions = np.append(self.preemptions, np.zeros(count, np.int64))
 
     def keep(self, which: NDArray[np.bool_]) -> None:
         """Drop the others."""
-        self.request, self.owner = self.request[which], self.owner[which]
-        self.begun, self.preemptions = self.begun[which], self.preemptions[which]
+        self.request, self.owner, self.begun = (
+            self.request[which],
+            self.owner[which],
+            self.begun[which],
+        )

@@ -7,11 +7,24 @@ from dataclasses import fields
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.buckets import KINDS, WIDTH
-from envs.simulator.layout import ARRIVAL, ENGINE, ENV, FLIGHT, OUTCOME, REPLICA, STAGE, Memory
+from envs.config import ScrapeConfig
+from envs.simulator.buckets import BUCKETS
+from envs.simulator.layout import (
+    ARRIVAL,
+    ENGINE,
+    ENV,
+    FLIGHT,
+    GATEWAY_SCRAPE,
+    OUTCOME,
+    REPLICA,
+    SCRAPE,
+    STAGE,
+    Memory,
+)
 from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
 from envs.simulator.schedulers import options_of, room_of
+from envs.simulator.sglang import new_token_ratios
 from envs.simulator.step_time import (
     ramp_table,
     seconds_by_batch,
@@ -22,6 +35,16 @@ from tuner.core.profile import ServingProfile, Startup
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
+_SHARED = {
+    "engine",
+    "batch_s",
+    "prefill_s",
+    "straggler",
+    "stages",
+    "ramp_requests",
+    "ramp_speed",
+    "trace",
+}
 _FIRST_POOL = 256
 """Requests in flight that an env has room for at first; doubled when full."""
 
@@ -38,16 +61,21 @@ def allocate(
     slo: Slo,
     jitter: float,
     record: bool,
+    scrape: ScrapeConfig | None,
 ) -> Memory:
     """Memory of a fleet whose envs are yet to be reset."""
     ramp_requests, ramp_speed = ramp_table(profile)
     envs = np.zeros(n, ENV)
     envs["flight_base"] = np.arange(n) * _FIRST_POOL
     envs["flight_capacity"] = _FIRST_POOL
+    if scrape is not None:
+        envs["scrape_lag_s"] = scrape.lag_s
+        envs["scrape_loss"] = scrape.loss
+    kept = scrape.kept if scrape is not None else 1
     replicas = n * slots
     cap = profile.limits.batch_size_max
     return MEMORIES[profile.scheduler](
-        engine=_engine(profile, slots, router, slo, jitter, record),
+        engine=_engine(profile, slots, router, slo, jitter, record, scrape),
         batch_s=seconds_by_batch(profile),
         prefill_s=seconds_by_prefill(profile),
         straggler=straggler_by_batch(profile),
@@ -64,7 +92,10 @@ def allocate(
         workers=np.zeros(0),
         flights=np.zeros(n * _FIRST_POOL, FLIGHT),
         outcomes=np.zeros(n * len(trace) if record else 0, OUTCOME),
-        histograms=np.zeros(n * KINDS * WIDTH, np.int64),
+        counts=np.zeros(replicas * BUCKETS, np.int32),
+        scrapes=np.zeros(replicas * kept, SCRAPE),
+        scraped_counts=np.zeros(replicas * kept * BUCKETS, np.int32),
+        gateway_scrapes=np.zeros(n * kept, GATEWAY_SCRAPE),
     )
 
 
@@ -80,7 +111,13 @@ def arrivals_of(trace: Trace, profile: ServingProfile) -> NDArray[np.void]:
 
 
 def _engine(
-    profile: ServingProfile, slots: int, router: str, slo: Slo, jitter: float, record: bool
+    profile: ServingProfile,
+    slots: int,
+    router: str,
+    slo: Slo,
+    jitter: float,
+    record: bool,
+    scrape: ScrapeConfig | None,
 ) -> NDArray[np.void]:
     engine = np.zeros(1, ENGINE)
     row = engine[0]
@@ -92,9 +129,18 @@ def _engine(
     row["total_tokens_max"] = room.total_tokens_max
     options = options_of(profile)
     row["max_queued_requests"] = options.get("max_queued_requests") or UNLIMITED
-    row["async_scheduling"] = options.get("async", False)
+    row["async_scheduling"] = options.get("async", options.get("overlap", False))
     row["long_prefill_tokens"] = options.get("long_prefill_token_threshold", 0)
     row["reserve_full_isl"] = options.get("reserve_full_isl", False)
+    if profile.scheduler == "sglang":
+        row["prefills_alone"] = 1
+        row["max_new_tokens"] = options["max_new_tokens"]
+        row["max_prefill_tokens"] = options["max_prefill_tokens"]
+        conservativeness = float(options["schedule_conservativeness"] or 0.0)
+        first, least, decay = new_token_ratios(conservativeness)
+        row["ratio_first"] = first
+        row["ratio_least"] = least
+        row["ratio_decay"] = decay
     row["chunk_tokens"] = profile.limits.chunk_tokens
     row["batch_size_max"] = profile.limits.batch_size_max
     row["prefill_base_s"] = profile.step_time.prefill_base_s
@@ -108,6 +154,8 @@ def _engine(
     row["recording"] = record
     row["restarts_for_batch_size"] = profile.limits.batch_size_applied == "restart"
     row["batch_size_oom"] = profile.limits.batch_size_oom or np.iinfo(np.int64).max
+    row["scrape_interval_s"] = np.inf if scrape is None else scrape.interval_s
+    row["scrapes_kept"] = 1 if scrape is None else scrape.kept
     if profile.startup is not None:
         row["has_startup"] = 1
         row["warmup_request_s"] = profile.startup.warmup_request_s
@@ -125,6 +173,12 @@ def _stages(profile: ServingProfile) -> NDArray[np.void]:
     startup = profile.startup or Startup()
     stages = [getattr(startup.stages, one.name) for one in fields(startup.stages)]
     return np.array([(stage.median_s, stage.spread) for stage in stages], dtype=STAGE)
+
+
+def bytes_of_envs(memory: Memory) -> int:
+    """Bytes of the arrays that grow with the envs; what they share (trace, tables) is left out."""
+    own = set(Memory._fields) - _SHARED
+    return sum(getattr(memory, name).nbytes for name in own)
 
 
 def with_workers(memory: Memory, slots: int, workers: int) -> Memory:

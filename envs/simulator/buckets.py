@@ -30,8 +30,9 @@ E2E_BOUNDS_S = _bounds(
     *(30.0, 40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 )
 
-TTFT, TPOT, E2E = 0, 1, 2
-"""Rows of an env's histograms."""
 BOUNDS = (TTFT_BOUNDS_S, TPOT_BOUNDS_S, E2E_BOUNDS_S)
-KINDS = len(BOUNDS)
-WIDTH = max(len(bounds) for bounds in BOUNDS) + 1
+TTFT, TPOT, E2E = 0, 1, 2
+"""Places of the histograms in BOUNDS."""
+FIRST_BUCKET = tuple(sum(len(bounds) + 1 for bounds in BOUNDS[:kind]) for kind in range(3))
+"""Place of each histogram's first bucket where all three stand in a row."""
+BUCKETS = sum(len(bounds) + 1 for bounds in BOUNDS)

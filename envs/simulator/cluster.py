@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.config import FailureConfig
+from envs.config import FailureConfig, ScrapeConfig
 from envs.failures import with_failures
 from envs.reward import Outcome
 from envs.simulator.fleet import EnvFactors, Fleet
@@ -36,11 +36,11 @@ class SimulatedCluster:
         knobs: the target's knobs.
         clock: whose time the cluster follows.
         initial: settings in force at the start; these replicas are ready then.
-        seed: of cold starts, jitter and lost scrapes.
+        seed: of cold starts, jitter and scrapes.
         start_s: place in the trace at which the simulation begins.
         keep: share (0-1] of the trace's requests.
         slots: most replicas held at once, draining ones included.
-        router, slo, jitter, scrape_loss, drain_timeout_s, failures: as in `envs.config.EnvConfig`.
+        router, slo, jitter, scrape, drain_timeout_s, failures: as in `envs.config.EnvConfig`.
         factors: what sets this world apart from profile and trace, one entry; None: nothing.
         record: keep what became of each request.
     """
@@ -60,15 +60,17 @@ class SimulatedCluster:
         router: str = "least_loaded",
         slo: Slo | None = None,
         jitter: float = 0.0,
-        scrape_loss: float = 0.0,
+        scrape: ScrapeConfig | None = None,
         factors: EnvFactors | None = None,
         drain_timeout_s: float | None = None,
         failures: FailureConfig = NO_FAILURES,
         record: bool = False,
     ) -> None:
         seeds = np.array([seed], dtype=np.uint64)
+        scrape = scrape or ScrapeConfig()
         self._knobs = knobs
         self._clock = clock
+        self._window_s = scrape.window_s
         self._fleet = Fleet(
             trace,
             profile,
@@ -80,8 +82,9 @@ class SimulatedCluster:
             drain_timeout_s=drain_timeout_s,
             crash_per_hour=failures.crash_per_hour,
             record=record,
+            scrape=scrape,
         )
-        self._observed = ObservedFleet(self._fleet, knobs)
+        self._observed = ObservedFleet(self._fleet, knobs, outage=scrape.outage)
         settings = knobs.row({**knobs.defaults(), **initial})[None, :]
         self._observed.reset(
             np.array([0]),
@@ -95,7 +98,6 @@ class SimulatedCluster:
                 seeds,
                 settings[:, knobs.column("replicas")],
             ),
-            scrape_loss=scrape_loss,
         )
         self._last_arrival_s = trace.last_arrival_s
         self._looked_s = start_s
@@ -122,12 +124,12 @@ class SimulatedCluster:
             self.billed_s = float(self._fleet.replica_seconds()[0])
         self._fleet.advance(np.array([now_s]))
         seen, self.outcome = self._observed.look()
-        window_s, self._looked_s = now_s - self._looked_s, now_s
+        self._looked_s = now_s
         age_s = float(seen.age_s[0])
         return Observation.from_row(
             seen.values[0],
             at_s=now_s,
-            window_s=window_s,
+            window_s=self._window_s,
             age_s=None if np.isnan(age_s) else age_s,
             settings=self._knobs.settings(seen.settings[0]),
             replicas=_replicas(seen),

@@ -8,14 +8,18 @@ pseudorandom number generators", figure 15, with Stafford's variant 13 constants
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.simulator.compiled import inlined
 
 COLD_START = np.uint64(1)
 JITTER = np.uint64(2)
 THINNING = np.uint64(3)
+SCRAPE_PHASE = np.uint64(4)
+SCRAPE_LOSS = np.uint64(5)
 CRASH = np.uint64(6)
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
@@ -24,6 +28,23 @@ _MIX_2 = np.uint64(0x94D049BB133111EB)
 _TO_UNIT = 2.0**-53
 _TRUNCATION = 3.0
 """A truncated normal draw lies within so many standard deviations."""
+_BINS = 512
+
+
+def _normal_quantiles() -> NDArray[np.float64]:
+    """`(_BINS + 1,)` quantiles of the standard normal; the ends such that lines between them have
+    variance 1, 3.44 standard deviations out."""
+    half = [NormalDist().inv_cdf(k / _BINS) for k in range(_BINS // 2 + 1, _BINS)]
+    inner = np.array([*(-quantile for quantile in reversed(half)), 0.0, *half])
+    before, after = inner[:-1], inner[1:]
+    # A line from a to b has mean square (a^2 + a b + b^2) / 3.
+    missing = 1.0 - np.sum(before**2 + before * after + after**2) / (3.0 * _BINS)
+    last = inner[-1]
+    end = 0.5 * (math.sqrt(6.0 * _BINS * missing - 3.0 * last**2) - last)
+    return np.array([-end, *inner, end])
+
+
+_QUANTILES = _normal_quantiles()
 
 
 @inlined
@@ -67,5 +88,13 @@ def exponential(seed: np.uint64, stream: np.uint64, number: int) -> float:
 
 @inlined
 def lognormal_of_mean_one(seed: np.uint64, stream: np.uint64, number: int, sigma: float) -> float:
-    """Lognormal factor with mean 1; `sigma` is that of its logarithm."""
-    return math.exp(sigma * normal(seed, stream, number) - 0.5 * sigma * sigma)
+    """Lognormal factor with mean 1; `sigma` is that of its logarithm.
+
+    The normal draw is read off a table of quantiles: every run makes one, and with Box-Muller's
+    method the simulation of an env step took a fifth longer.
+    """
+    place = _BINS * uniform(seed, stream, number)
+    below = min(int(place), _BINS - 1)  # a uniform draw can round up to 1
+    low = _QUANTILES[below]
+    draw = low + (place - below) * (_QUANTILES[below + 1] - low)
+    return math.exp(sigma * draw - 0.5 * sigma * sigma)

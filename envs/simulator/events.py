@@ -1,8 +1,8 @@
 """The event loop of one env, and what happens to it from outside: reset and new settings.
 
 At one moment, in this order: runs and stages of life end, lowest slot first; replicas are killed,
-lowest slot first; what waits at the router is dispatched; the trace's requests arrive; settings
-change.
+lowest slot first; what waits at the router is dispatched; the trace's requests arrive; metrics are
+scraped; settings change.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.buckets import KINDS, WIDTH
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.failing import kill_next
+from envs.simulator.fields import Seen, read_fields
 from envs.simulator.frontend import stream_ended_run
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, ReplicaState
 from envs.simulator.lifecycle import (
@@ -29,14 +29,29 @@ from envs.simulator.outcomes import forget_outcomes
 from envs.simulator.queueing import has_room
 from envs.simulator.routing import arrive, dispatch, next_arrival_s, next_kept
 from envs.simulator.rules import cap_changed, end_run, start_iteration
+from envs.simulator.scraping import begin_gateway_scrapes, scrape_next
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
 
 
 @entry
-def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64]) -> int:
-    """Bring envs first..last - 1 to their times.
+def advance(
+    memory: Memory,
+    first: int,
+    last: int,
+    until_s: NDArray[np.float64],
+    window_s: float,
+    silent_intervals: float,
+    seen: Seen,
+) -> int:
+    """Bring envs first..last - 1 to their times, and write what is seen of them then.
+
+    The look is taken here, env by env, because the env's memory is in the processor's cache now.
+
+    Args:
+        until_s: `(n,)`.
+        window_s, silent_intervals, seen: of `read_fields`; not used where nothing is scraped.
 
     Returns:
         -1 when all are there; else the first env whose pool is full: give it more room and call
@@ -47,6 +62,8 @@ def advance(memory: Memory, first: int, last: int, until_s: NDArray[np.float64])
         env = memory.envs[index]
         if not _advance_env(memory, engine, env, until_s[index]):
             return index
+        if engine.scrape_interval_s < math.inf:
+            read_fields(memory, engine, env, window_s, silent_intervals, seen)
     return -1
 
 
@@ -83,8 +100,8 @@ def reset(
 
 
 @inlined
-def clear_window(memory: Memory, env: Env) -> None:
-    """Sums and histograms of the window back to nothing."""
+def clear_window(env: Env) -> None:
+    """Sums of the window back to nothing."""
     env.window_arrivals = 0
     env.window_prompt_tokens = 0
     env.window_output_tokens = 0
@@ -97,8 +114,6 @@ def clear_window(memory: Memory, env: Env) -> None:
     env.window_starts = 0
     env.window_busy_s = 0.0
     env.window_replica_s = 0.0
-    base = env.index * KINDS * WIDTH
-    memory.histograms[base : base + KINDS * WIDTH] = 0
 
 
 @entry
@@ -156,7 +171,8 @@ def _empty(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     env.flight_used = 0
     env.flight_free = NO_REQUEST
     env.window_early_tokens = 0
-    clear_window(memory, env)
+    clear_window(env)
+    begin_gateway_scrapes(memory, engine, env, at_s)
     for slot in range(engine.slots):
         switch_off(memory, engine, env, slot)
 
@@ -171,6 +187,9 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
         due_s = memory.due_s[index] if index >= 0 else math.inf
         event_s = min(due_s, env.kill_s)
         arrival_s = next_arrival_s(memory, env)
+        if env.scrape_s <= until_s and env.scrape_s < min(event_s, arrival_s):
+            scrape_next(memory, engine, env)
+            continue
         if event_s <= arrival_s:
             if event_s > until_s or event_s == math.inf:
                 break
@@ -217,7 +236,10 @@ def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: f
         stage_ended(memory, engine, env, replica, at_s)
         return
     if replica.running > 0:
+        before = env.window_output_tokens
         stream_ended_run(memory, engine, replica)
         end_run(memory, engine, env, replica, at_s)
+        # Rule-sets count tokens for the window only, and only here: the replica's are the same.
+        replica.output_tokens += env.window_output_tokens - before
     start_iteration(memory, engine, env, replica, at_s)
     leave_if_drained(memory, engine, env, replica, at_s)

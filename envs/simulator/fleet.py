@@ -10,17 +10,28 @@ from dataclasses import dataclass, fields
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.config import ScrapeConfig
 from envs.simulator import events, telemetry
-from envs.simulator.allocation import allocate, arrivals_of, with_larger_pools, with_workers
+from envs.simulator.allocation import (
+    allocate,
+    arrivals_of,
+    bytes_of_envs,
+    with_larger_pools,
+    with_workers,
+)
+from envs.simulator.fields import Seen, empty_seen
 from envs.simulator.layout import Memory
 from envs.simulator.routing import ROUTERS
 from envs.simulator.schedulers import check_scheduler
-from envs.simulator.telemetry import Gauges, RequestColumns, Window
+from envs.simulator.telemetry import Counters, Gauges, RequestColumns, Window
 from tuner.core.profile import ServingProfile
+from tuner.core.scrapes import SILENT_INTERVALS
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
 DEFAULT_SLO = Slo()
+_LEAST_FACTOR = {"kv": 0, "prefix_hits": 0, "slow": 1, "slow_slot": -1}
+"""Least value of a factor; the others must be above 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +56,11 @@ class FleetSettings:
 @dataclass(frozen=True, eq=False)
 class EnvFactors:
     """What sets one simulated world apart from its profile and trace; `(n,)` each, 1 changes
-    nothing."""
+    nothing.
+
+    Raises:
+        ValueError: a factor is out of its range.
+    """
 
     step_time: NDArray[np.float64]
     """Times the seconds of every iteration, > 0."""
@@ -63,6 +78,14 @@ class EnvFactors:
     """The one slot whose replicas are slow; -1: none."""
     slow: NDArray[np.float64]
     """Times the seconds of every iteration there, >= 1."""
+
+    def __post_init__(self) -> None:
+        for name, column in vars(self).items():
+            least = _LEAST_FACTOR.get(name)
+            good = column > 0 if least is None else column >= least
+            if not np.all(good):
+                wanted = "above 0" if least is None else f"at least {least}"
+                raise ValueError(f"factor {name} is {column[~good][0]}; expected {wanted}")
 
     @classmethod
     def none(cls, n: int) -> EnvFactors:
@@ -91,6 +114,7 @@ class Fleet:
             ended by then fails. None: as long as it takes.
         crash_per_hour: crashes per hour of a serving replica, exponential; 0: none.
         record: keep every request's outcome, 40 bytes per request of the trace and env.
+        scrape: how a metrics source sees the fleets; None: none does.
         threads: of this process, to share the envs among.
 
     Raises:
@@ -111,6 +135,7 @@ class Fleet:
         drain_timeout_s: float | None = None,
         crash_per_hour: float = 0.0,
         record: bool = False,
+        scrape: ScrapeConfig | None = None,
         threads: int = 1,
     ) -> None:
         check_scheduler(profile)
@@ -134,9 +159,12 @@ class Fleet:
         self._requests = len(trace)
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
         self._threads = threads
-        self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record)
+        self._scrape = scrape
+        self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record, scrape)
         self._memory.engine["drain_timeout_s"] = longest_drain_s
         self._memory.engine["crash_per_s"] = crash_per_hour / 3600.0
+        self._seen = empty_seen(0, 0, 0)
+        self._seen_now = False
         self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
 
     def reset(
@@ -149,6 +177,8 @@ class Fleet:
         keep: NDArray[np.float64] | float = 1.0,
         factors: EnvFactors | None = None,
         clients: NDArray[np.int64] | int = 0,
+        scrape_lag_s: NDArray[np.float64] | None = None,
+        scrape_loss: NDArray[np.float64] | None = None,
     ) -> None:
         """Start the named envs afresh, the others are left alone.
 
@@ -161,6 +191,7 @@ class Fleet:
             keep: `(k,)` share of the requests that arrive, 0 < keep <= 1; which ones is a
                 function of the seed and the request's row.
             factors: k entries; None: the profile and the trace as they are.
+            scrape_lag_s, scrape_loss: `(k,)` in place of the metrics source's own.
             clients: `(k,)` of a closed loop: so many send one request each at the start, in the
                 trace's order, and the next one at the moment theirs ends; the trace's times do not
                 count, and nobody sends while no replica is ready. 0: an open loop, by those times.
@@ -177,8 +208,12 @@ class Fleet:
             raise ValueError(f"clients is {clients.min()}; expected at least 0")
         settings = self._checked(settings, len(rows))
         self._memory.envs["clients"][rows] = clients
+        self._seen_now = False
         for name, column in vars(factors or EnvFactors.none(len(rows))).items():
             self._memory.envs[name][rows] = column
+        for name, values in {"scrape_lag_s": scrape_lag_s, "scrape_loss": scrape_loss}.items():
+            if values is not None:
+                self._memory.envs[name][rows] = values
         events.reset(
             self._memory,
             rows,
@@ -202,6 +237,7 @@ class Fleet:
         that start or warm up begin anew at once.
         """
         settings = self._checked(settings, self.n)
+        self._seen_now = False
         events.apply(
             self._memory,
             settings.replicas,
@@ -216,12 +252,21 @@ class Fleet:
         clock_s = self._memory.envs["clock_s"]
         if not np.all((until_s >= clock_s) & np.isfinite(until_s)):
             raise ValueError("until_s lies before an env's time or is not finite")
+        window_s = 0.0
+        if self._scrape is not None:
+            window_s = self._scrape.window_s
+            self._seen = empty_seen(self.n, self.slots, self._scrape.kept)
+        seen = self._seen
         pending = [(int(part[0]), int(part[-1]) + 1) for part in self._parts()]
         while pending:
             memory = self._memory
 
             def run(part: tuple[int, int], memory: Memory = memory) -> int:
-                return int(events.advance(memory, part[0], part[1], until_s))
+                return int(
+                    events.advance(
+                        memory, part[0], part[1], until_s, window_s, SILENT_INTERVALS, seen
+                    )
+                )
 
             full = self._map(run, pending)
             pending = [
@@ -229,6 +274,7 @@ class Fleet:
             ]
             if pending:
                 self._memory = with_larger_pools(memory, [index for index, _ in pending])
+        self._seen_now = True
 
     def follow_with(self, trace: Trace) -> None:
         """Go on with the next part of the load; what waits and runs at the replicas stays.
@@ -259,6 +305,13 @@ class Fleet:
         telemetry.close_windows(self._memory, window)
         return window
 
+    def memory_bytes(self) -> int:
+        """Bytes that the envs take now, without what they share: the trace, the profile's tables.
+
+        The pools of requests in flight grow with the load; recorded outcomes count.
+        """
+        return bytes_of_envs(self._memory)
+
     def replica_seconds(self) -> NDArray[np.float64]:
         """`(n,)` replica-seconds held in the present window so far; the window goes on."""
         envs = self._memory.envs
@@ -272,6 +325,20 @@ class Fleet:
         gauges = telemetry.empty_gauges(self.n, self.slots)
         telemetry.read_gauges(self._memory, gauges)
         return gauges
+
+    def counters(self) -> Counters:
+        """What every replica's engine has counted since it started."""
+        counters = telemetry.empty_counters(self.n, self.slots)
+        telemetry.read_counters(self._memory, counters)
+        return counters
+
+    def seen(self) -> Seen:
+        """Every env through its metrics source, at its time; needs `scrape`."""
+        if self._scrape is None:
+            raise ValueError("nothing scrapes the fleet; make it with scrape=ScrapeConfig()")
+        if not self._seen_now:
+            self.advance(self._memory.envs["clock_s"])
+        return self._seen
 
     def requests(
         self, env: int = 0, rows: NDArray[np.intp] | slice = slice(None)

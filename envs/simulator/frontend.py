@@ -55,6 +55,8 @@ def stream_run(memory: Memory, engine: Engine, replica: Replica, iterations: int
     """Hand the tokens of the run's decodes to the workers, up to so many of its iterations."""
     new = iterations - replica.streamed
     tokens = replica.decoding - replica.repeating
+    if engine.prefills_alone and replica.prefill_tokens > 0:
+        tokens = 0
     if new <= 0 or tokens == 0:
         return
     cpu_s = engine.per_output_token_s * tokens / replica.threads
@@ -92,8 +94,8 @@ def last_token_delivered_s(memory: Memory, engine: Engine, flight: Flight, at_s:
     """When the client has the last token, which the engine gives at `at_s`."""
     if engine.per_output_token_s == 0.0:
         return at_s
-    sent_s: float = memory.workers[flight.worker]
-    return max(at_s, sent_s)
+    delivered_s: float = max(at_s, memory.workers[flight.worker])
+    return delivered_s
 
 
 @inlined

@@ -58,6 +58,17 @@ class Engine:
     """Most prompt tokens of one request in an iteration; 0: no limit."""
     reserve_full_isl: Int64
     """Whether admission asks for blocks for all tokens of a request, not only its first chunk."""
+    prefills_alone: Int64
+    """Whether decodes stand still in an iteration that prefills."""
+    max_new_tokens: Int64
+    """sglang: output tokens that a request asks for, as far as it is not longer."""
+    max_prefill_tokens: Int64
+    """sglang: no request is added to an iteration that prefills so many tokens."""
+    ratio_first: Float64
+    """sglang: the new-token ratio of an engine that was idle."""
+    ratio_least: Float64
+    ratio_decay: Float64
+    """sglang: what the ratio falls by per decode iteration."""
     prefill_base_s: Float64
     per_kv_token_s: Float64
     per_context_s: Float64
@@ -85,6 +96,10 @@ class Engine:
     slo_ttft_s: Float64
     slo_tpot_s: Float64
     recording: Int64
+    scrape_interval_s: Float64
+    """Infinite: nothing is scraped."""
+    scrapes_kept: Int64
+    """Newest scrapes that are remembered of a replica, and of the gateway."""
 
 
 class Env:
@@ -104,6 +119,20 @@ class Env:
     slow: Float64
     clients: Int64
     """Closed loop: a request arrives whenever fewer than so many are in flight; 0: by the trace."""
+    # how the metrics source sees it
+    scrape_lag_s: Float64
+    scrape_loss: Float64
+    scrape_s: Float64
+    """When the next scrape is due, of the gateway or of a replica; or earlier."""
+    gateway_phase: Float64
+    gateway_number: Int64
+    gateway_scrape_s: Float64
+    gateway_oldest: Int64
+    """Place of its oldest scrape in the ring."""
+    gateway_arrivals: Int64
+    """Since the reset."""
+    pages: Int64
+    """Metrics pages that there have been: one per replica, whose restarts keep it."""
     clock_s: Float64
     """Time of the last event or border; nothing happens before it any more."""
     window_start_s: Float64
@@ -205,20 +234,32 @@ class Replica:
     runs: Int64
     """Runs since the reset; numbers the draws of jitter."""
     busy_since_s: Float64
-    # batch: under vidur-sarathi the first `decoding` positions decode and the others prefill; under
-    # vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING` as its end
+    # batch: under sglang and vidur-sarathi the first `decoding` positions decode and the others
+    # prefill; under vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING`
+    # as its end
     running: Int64
     decoding: Int64
-    scheduled: Int64
-    """vllm-v1: the first so many positions are computed in this iteration, the others wait."""
     leaving: Int64
-    """vllm-v1: requests that have ended, and keep place and blocks until the next batch is formed;
-    0 between events."""
+    """Not vidur-sarathi: requests that have ended, and keep place and blocks until the next batch
+    is formed; 0 between events."""
     leaving_blocks: Int64
+    leaving_tokens: Int64
+    """sglang: tokens kept free for what those that have ended might have asked for."""
+    late: Int64
+    """sglang: the last so many decodes have a token that was not known when the batch was formed;
+    0 between events."""
+    full: Int64
+    """sglang: 1 from the time a request was refused until one leaves; nobody asks till then."""
+    joined: Int64
+    """sglang: 1 while a request has come at the very moment at which a prefill has started."""
+    ratio: Float64
+    """sglang: the new-token ratio when it was last set."""
+    decays: Int64
+    """sglang: decode iterations that have made it fall since."""
     formed_s: Float64
-    """vllm-v1: the batch was formed with the requests and the cap of that moment."""
+    """The batch was formed with the requests and the cap of that moment; not vidur-sarathi."""
     cap: Int64
-    """vllm-v1: `batch_size` when the run started."""
+    """`batch_size` when the run started; not vidur-sarathi."""
     steps: Int64
     """Iterations finished. A decoding request has done `steps + offset` tokens."""
     offsets: Int64
@@ -226,19 +267,39 @@ class Replica:
     next_end: Int64
     """No decoding request ends before this step; a lower bound once one was preempted."""
     repeating: Int64
-    """Decoding requests that an iteration of the run gives no new token: they decode tokens they
-    have had before, see `Flight.known_tokens`, or, under vllm-v1, the budget leaves them out."""
+    """Decoding requests that decode tokens they have had before; see `Flight.known_tokens`."""
     free_blocks: Int64
     admitted: Int64
     """Requests admitted, warm-up requests included; gives the stage of the ramp."""
     # queue
     queue_head: Int64
     queue_tail: Int64
+    queue_seen: Int64
+    """sglang: a request behind which all is that the engine came to know later; NO_REQUEST: none
+    is."""
     queue_depth: Int64
     queued_tokens: Int64
     """Tokens to prefill of the waiting requests."""
     taken_tokens: Int64
     """Prompt tokens that it has been sent since its start; tells how warm its prefix cache is."""
+    # what its engine has counted since it started; the histograms are in `counts`
+    prompt_tokens: Int64
+    output_tokens: Int64
+    """Without those of the run that goes on."""
+    finished: Int64
+    preemptions: Int64
+    # scrapes
+    page: Int64
+    """Number of its metrics page."""
+    process: Int64
+    """Changes with every start of the engine, and the counters begin at zero."""
+    phase: Float64
+    """Its scrapes come at (number + phase) x interval, 0-1."""
+    scrape_number: Int64
+    scrape_s: Float64
+    """When its next scrape is due; infinite where OFF."""
+    oldest_scrape: Int64
+    """Place in the ring of its oldest scrape, which the next one takes."""
 
 
 class Flight:
@@ -263,6 +324,8 @@ class Flight:
     preemptions: Int32
     worker: Int32
     """Row of `workers` of the frontend worker that took it in, if there is a frontend."""
+    slot: Int32
+    """Of the replica that has it."""
     arrival_s: Float64
     visible_s: Float64
     """When the engine knows it."""
@@ -299,6 +362,35 @@ class Stage:
     spread: Float64
 
 
+class Scrape:
+    """What one scrape of a replica read; its histograms are in `scraped_counts`."""
+
+    at_s: Float64
+    """-inf: it was lost, or has not been."""
+    page: Int64
+    process: Int64
+    prompt_tokens: Int64
+    output_tokens: Int64
+    kv_cache_usage: Float64
+    finished: Int64
+    preemptions: Int32
+    running: Int32
+    waiting: Int32
+    answered: Int32
+    """1 where the engine was up; the others are of nothing then."""
+    busy: Int32
+    """1 where the GPU ran an iteration."""
+
+
+class GatewayScrape:
+    """What one scrape of the gateway read."""
+
+    at_s: Float64
+    """-inf: it was lost, or has not been."""
+    arrivals: Int64
+    in_flight: Int64
+
+
 def dtype_of(record: type) -> np.dtype[np.void]:
     """Structured dtype of the annotated fields of a record class."""
     hints = get_type_hints(record, include_extras=True)
@@ -312,6 +404,8 @@ FLIGHT = dtype_of(Flight)
 OUTCOME = dtype_of(Outcome)
 ARRIVAL = dtype_of(Arrival)
 STAGE = dtype_of(Stage)
+SCRAPE = dtype_of(Scrape)
+GATEWAY_SCRAPE = dtype_of(GatewayScrape)
 
 
 class Memory(NamedTuple):
@@ -350,5 +444,11 @@ class Memory(NamedTuple):
     """FLIGHT; env e owns `flight_capacity` entries from `flight_base` on."""
     outcomes: NDArray[Any]
     """`(n x requests,)` OUTCOME if recording, else empty."""
-    histograms: NDArray[np.int64]
-    """`(n x 3 x WIDTH,)` counts of the window: TTFT, TPOT, E2E."""
+    counts: NDArray[np.int32]
+    """`(n x slots x BUCKETS,)` what each engine's histograms have counted since it started."""
+    scrapes: NDArray[Any]
+    """`(n x slots x scrapes_kept,)` SCRAPE, a ring per slot."""
+    scraped_counts: NDArray[np.int32]
+    """`(n x slots x scrapes_kept x BUCKETS,)` `counts` at those scrapes."""
+    gateway_scrapes: NDArray[Any]
+    """`(n x scrapes_kept,)` GATEWAY_SCRAPE, a ring per env."""

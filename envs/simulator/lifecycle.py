@@ -13,8 +13,10 @@ from __future__ import annotations
 import math
 
 from envs.simulator import draws
+from envs.simulator.buckets import BUCKETS
 from envs.simulator.compiled import called, inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, Replica, ReplicaState
+from envs.simulator.scraping import begin_scrapes, end_scrapes, forget_scrapes
 from envs.simulator.startup import (
     COMPILE,
     SCHEDULE,
@@ -48,7 +50,7 @@ def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
         if slot < 0:  # goes on when a draining replica is gone
             break
         replica = memory.replicas[env.index * engine.slots + slot]
-        _hold(env, replica, at_s)
+        _hold(engine, env, replica, at_s)
         start(memory, engine, env, replica, at_s)
         wanted += 1
     go_on_restarting(memory, engine, env, at_s)
@@ -127,7 +129,7 @@ def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float
     One that could not have started with these settings begins to start instead.
     """
     replica = memory.replicas[env.index * engine.slots + slot]
-    _hold(env, replica, at_s)
+    _hold(engine, env, replica, at_s)
     _clear(memory, engine, env, replica)
     _take_settings(engine, env, replica)
     if replica.out_of_memory:
@@ -154,6 +156,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     replica.restarting = 0
     replica.runs = 0
     replica.crashes = 0
+    forget_scrapes(memory, engine, env, replica)
     _clear(memory, engine, env, replica)
 
 
@@ -173,9 +176,14 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.busy_since_s = -1.0
     replica.running = 0
     replica.decoding = 0
-    replica.scheduled = 0
     replica.leaving = 0
     replica.leaving_blocks = 0
+    replica.leaving_tokens = 0
+    replica.late = 0
+    replica.full = 0
+    replica.joined = 0
+    replica.ratio = engine.ratio_first
+    replica.decays = 0
     replica.formed_s = -math.inf
     replica.cap = 0
     replica.steps = 0
@@ -186,9 +194,17 @@ def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     replica.admitted = 0
     replica.queue_head = NO_REQUEST
     replica.queue_tail = NO_REQUEST
+    replica.queue_seen = NO_REQUEST
     replica.queue_depth = 0
     replica.queued_tokens = 0
     replica.taken_tokens = 0
+    replica.prompt_tokens = 0
+    replica.output_tokens = 0
+    replica.finished = 0
+    replica.preemptions = 0
+    replica.process += 1
+    base = replica.index * BUCKETS
+    memory.counts[base : base + BUCKETS] = 0
     base = replica.residue_base
     memory.residues[base : base + engine.block_tokens] = 0
     base = replica.worker_base
@@ -251,12 +267,13 @@ def _drain(
 
 
 @inlined
-def _hold(env: Env, replica: Replica, at_s: float) -> None:
+def _hold(engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """The slot takes up GPUs from now on."""
     env.window_replica_s += env.held * (at_s - env.held_since_s)
     env.held_since_s = at_s
     env.held += 1
     env.top = max(env.top, replica.slot + 1)
+    begin_scrapes(engine, env, replica, at_s)
 
 
 @inlined
@@ -264,6 +281,7 @@ def turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: f
     env.window_replica_s += env.held * (at_s - env.held_since_s)
     env.held_since_s = at_s
     env.held -= 1
+    end_scrapes(replica)
     replica.state = _OFF
     replica.restarting = 0
     _clear(memory, engine, env, replica)

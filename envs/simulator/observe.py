@@ -1,8 +1,8 @@
 """What a controller sees of a simulated fleet: the truth, through a scrape.
 
-Percentiles are read off the engine's own histogram buckets as PromQL's `histogram_quantile` does
+Fields are made of scraped samples as the live collector makes them (`envs.simulator.fields`), and
+percentiles are read off the engine's own histogram buckets as PromQL's `histogram_quantile` does
 (prometheus/promql/quantile.go), so that a trained policy meets the same coarseness in production.
-A lost scrape leaves every measured field empty and the sample's age growing.
 """
 
 from __future__ import annotations
@@ -12,47 +12,45 @@ from numpy.typing import NDArray
 
 from envs.draws import uniform
 from envs.reward import Outcome
-from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator.buckets import BOUNDS, E2E, FIRST_BUCKET, TPOT, TTFT
+from envs.simulator.fields import Seen
 from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
-from envs.simulator.telemetry import Gauges, Window
-from tuner.core.histograms import histogram_quantile
+from tuner.core.histograms import histogram_quantiles
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
-from tuner.core.protocols import BoolArray, FloatArray
+from tuner.core.protocols import FloatArray
+from tuner.core.scrapes import QUANTILES
+
+_KINDS = {"ttft_s": TTFT, "tpot_s": TPOT, "e2e_s": E2E}
+_MEASURED = (
+    *("qps", "prompt_tokens_per_s", "output_tokens_per_s", "preemptions_per_s", "gpu_util"),
+    *("kv_cache_usage", "queue_depth", "running", "in_flight"),
+)
+"""Fields that the scrapes give as they are."""
+_OF_A_REPLICA = frozenset({"running", "queue_depth", "kv_cache_usage"})
+"""What a vLLM page tells of REPLICA_FIELDS."""
+_COUNTED = [COLUMN[f"{word}_replicas"] for word in ("ready", "starting", "draining", "status")]
+"""Replica counts; the orchestrator knows them, whatever becomes of the metrics source."""
+_SCRAPED = np.setdiff1d(np.arange(len(FIELDS)), _COUNTED)
 
 
-def values_of(window: Window, gauges: Gauges) -> FloatArray:
+def values_of(seen: Seen) -> FloatArray:
     """`(n, len(FIELDS))` the scalar state of n fleets; NaN where nothing was measured."""
-    values = np.full((len(gauges.now_s), len(FIELDS)), np.nan)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        span_s = np.where(window.length_s > 0, window.length_s, np.nan)
-        failed = window.rejected + window.failed
-        ended = window.finished + failed
-        columns = {
-            "qps": window.arrivals / span_s,
-            "prompt_tokens_per_s": window.prompt_tokens / span_s,
-            "output_tokens_per_s": window.output_tokens / span_s,
-            "ttft_p50_s": histogram_quantile(0.50, TTFT_BOUNDS_S, window.ttft_hist),
-            "ttft_p95_s": histogram_quantile(0.95, TTFT_BOUNDS_S, window.ttft_hist),
-            "ttft_p99_s": histogram_quantile(0.99, TTFT_BOUNDS_S, window.ttft_hist),
-            "tpot_p50_s": histogram_quantile(0.50, TPOT_BOUNDS_S, window.tpot_hist),
-            "tpot_p99_s": histogram_quantile(0.99, TPOT_BOUNDS_S, window.tpot_hist),
-            "e2e_p99_s": histogram_quantile(0.99, E2E_BOUNDS_S, window.e2e_hist),
-            "gpu_util": np.where(window.replica_s > 0, window.busy_s / window.replica_s, np.nan),
-            "kv_cache_usage": gauges.kv_cache_usage,
-            "queue_depth": gauges.queue_depth,
-            "running": gauges.running,
-            "in_flight": gauges.in_flight,
-            "error_rate": np.where(ended > 0, failed / ended, np.nan),
-            "preemptions_per_s": window.preemptions / span_s,
-            "ready_replicas": gauges.ready,
-            "starting_replicas": gauges.starting,
-            "draining_replicas": gauges.draining,
-            "status_replicas": gauges.ready + gauges.starting,
-        }
-    for name, column in columns.items():
-        values[:, COLUMN[name]] = column
+    values = np.full((len(seen.now_s), len(FIELDS)), np.nan)
+    for name in _MEASURED:
+        values[:, COLUMN[name]] = getattr(seen, name)
+    # An engine's page counts no failure yet: what the router turns away never reached one.
+    values[:, COLUMN["error_rate"]] = np.where(seen.finished > 0, 0.0, np.nan)
+    for histogram, kind in _KINDS.items():
+        asked = {name: q for name, (of, q) in QUANTILES.items() if of == histogram}
+        first = FIRST_BUCKET[kind]
+        counts = seen.counts[:, first : first + len(BOUNDS[kind]) + 1]
+        found = histogram_quantiles(tuple(asked.values()), BOUNDS[kind], counts)
+        values[:, [COLUMN[name] for name in asked]] = found
+    values[:, _COUNTED] = np.stack(
+        [seen.ready, seen.starting, seen.draining, seen.ready + seen.starting], axis=1
+    )
     return values
 
 
@@ -63,18 +61,18 @@ class ObservedFleet:
     one seed shows both the same numbers.
 
     Args:
-        fleet: the truth.
+        fleet: the truth, with a metrics source.
         knobs: the order of the settings columns.
+        outage: chance (0-1) that a look gets no answer from the metrics source.
     """
 
-    def __init__(self, fleet: Fleet, knobs: KnobSpace) -> None:
+    def __init__(self, fleet: Fleet, knobs: KnobSpace, *, outage: float = 0.0) -> None:
         n = fleet.n
         self.fleet = fleet
         self._knobs = knobs
-        self._scrape_loss = np.zeros(n)
+        self._outage = outage
         self._seeds = np.zeros(n, dtype=np.uint64)
         self._looks = np.zeros(n, dtype=np.int64)
-        self._age_s = np.full(n, np.nan)
         self._settings = np.tile(knobs.row(knobs.defaults()), (n, 1))
 
     def reset(
@@ -86,7 +84,8 @@ class ObservedFleet:
         settings: FloatArray,
         keep: FloatArray,
         factors: EnvFactors | None = None,
-        scrape_loss: FloatArray | float = 0.0,
+        scrape_lag_s: FloatArray | None = None,
+        scrape_loss: FloatArray | None = None,
     ) -> None:
         """Start some fleets afresh: empty, `settings` in force, their replicas ready.
 
@@ -97,13 +96,11 @@ class ObservedFleet:
             settings: `(k, knobs)`.
             keep: `(k,)` share (0-1] of the trace's requests.
             factors: k entries, what sets their worlds apart; None: nothing.
-            scrape_loss: `(k,)` chance (0-1) that a look finds no sample.
+            scrape_lag_s, scrape_loss: see `Fleet.reset`.
         """
         self._seeds[rows] = seeds
         self._looks[rows] = 0
-        self._age_s[rows] = np.nan
         self._settings[rows] = settings
-        self._scrape_loss[rows] = scrape_loss
         self.fleet.reset(
             rows,
             start_s=start_s,
@@ -111,6 +108,8 @@ class ObservedFleet:
             settings=self._fleet_settings(rows),
             keep=keep,
             factors=factors,
+            scrape_lag_s=scrape_lag_s,
+            scrape_loss=scrape_loss,
         )
 
     def apply(self, target: FloatArray) -> None:
@@ -126,19 +125,22 @@ class ObservedFleet:
 
     def look(self) -> tuple[ObservationArrays, Outcome]:
         """What is seen now, and what truly happened since the last look."""
-        gauges, window = self.fleet.gauges(), self.fleet.window()
-        values = values_of(window, gauges)
-        lost = uniform(self._seeds, self._looks) < self._scrape_loss
-        self._looks += window.length_s > 0
-        values[lost] = np.nan
-        self._age_s = np.where(lost, self._age_s + window.length_s, 0.0)
+        seen, window = self.fleet.seen(), self.fleet.window()
+        values, age_s = values_of(seen), seen.age_s
+        replicas = _replicas(seen)
+        if self._outage > 0:
+            lost = uniform(self._seeds, self._looks) < self._outage
+            self._looks += window.length_s > 0
+            values[np.flatnonzero(lost)[:, None], _SCRAPED] = np.nan
+            age_s[lost] = np.nan
+            replicas.values[lost] = np.nan
         now = ObservationArrays(
             knobs=self._knobs,
-            at_s=gauges.now_s,
-            age_s=self._age_s,
+            at_s=seen.now_s,
+            age_s=age_s,
             values=values,
             settings=self._settings,
-            replicas=_replicas(gauges, lost),
+            replicas=replicas,
         )
         return now, Outcome(
             arrivals=window.arrivals.astype(np.float64),
@@ -150,17 +152,15 @@ class ObservedFleet:
         )
 
 
-def _replicas(gauges: Gauges, lost: BoolArray) -> ReplicaArrays:
-    values = np.stack(
-        [getattr(gauges, f"replica_{name}").astype(np.float64) for name in REPLICA_FIELDS], axis=2
-    )
-    # A replica has a metrics page once its engine runs, and no sample where the scrape was lost.
-    silent = (gauges.replica_state < ReplicaState.READY) | lost[:, None]
-    values[silent] = np.nan
+def _replicas(seen: Seen) -> ReplicaArrays:
+    values = np.full((*seen.replica_state.shape, len(REPLICA_FIELDS)), np.nan)
+    for column, name in enumerate(REPLICA_FIELDS):
+        if name in _OF_A_REPLICA:
+            values[:, :, column] = getattr(seen, f"replica_{name}")
     # The fleet's codes are one ahead: its OFF is no replica, and no simulated one is ever PENDING.
-    off = gauges.replica_state == ReplicaState.OFF
+    off = seen.replica_state == ReplicaState.OFF
     return ReplicaArrays(
-        state=np.where(off, -1, gauges.replica_state),
-        age_s=gauges.now_s[:, None] - gauges.replica_started_s,
+        state=np.where(off, -1, seen.replica_state),
+        age_s=seen.now_s[:, None] - seen.replica_started_s,
         values=values,
     )

@@ -1,4 +1,5 @@
-"""What a request's milestones leave behind: sums and histograms of the window, and its record."""
+"""What a request's milestones leave behind: sums of the window, the counters and histograms of the
+replica that has it, and its record."""
 
 from __future__ import annotations
 
@@ -6,14 +7,17 @@ import math
 
 import numpy as np
 
-from envs.simulator.buckets import BOUNDS, E2E, KINDS, TPOT, TTFT, WIDTH
+from envs.simulator.buckets import BOUNDS, BUCKETS, E2E, FIRST_BUCKET, TPOT, TTFT
 from envs.simulator.compiled import inlined
 from envs.simulator.frontend import first_token_delivered_s, last_token_delivered_s
-from envs.simulator.layout import Engine, Env, Flight, Memory
+from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.queueing import give_back
 
-_FLAT_BOUNDS = np.concatenate(BOUNDS)
-_FIRST_BOUND = np.cumsum([0] + [len(bounds) for bounds in BOUNDS])
+_STEP = math.ceil(math.sqrt(max(len(bounds) for bounds in BOUNDS) + 1))
+_BOUNDS = np.concatenate(
+    [np.pad(bounds, (0, _STEP * _STEP - len(bounds)), constant_values=np.inf) for bounds in BOUNDS]
+)
+"""Bounds of each histogram, then infinities."""
 
 
 @inlined
@@ -23,9 +27,10 @@ def count_first_token(
     """The engine gives the request's first token at `at_s`."""
     flight.ttft_s = first_token_delivered_s(memory, engine, flight, at_s) - flight.arrival_s
     env.window_prompt_tokens += flight.prompt_tokens
+    _replica(memory, engine, env, flight).prompt_tokens += flight.prompt_tokens
     if flight.ttft_s > engine.slo_ttft_s:
         env.window_missed += 1
-    _count(memory, env, TTFT, flight.ttft_s)
+    _count(memory, engine, env, flight, TTFT, flight.ttft_s)
     if engine.recording:
         memory.outcomes[_row(memory, env, flight.request)].ttft_s = flight.ttft_s
 
@@ -40,9 +45,10 @@ def finish(
     tpot_s = 0.0
     if output_tokens > 1:
         tpot_s = (e2e_s - flight.ttft_s) / (output_tokens - 1)
-        _count(memory, env, TPOT, tpot_s)
-    _count(memory, env, E2E, e2e_s)
+        _count(memory, engine, env, flight, TPOT, tpot_s)
+    _count(memory, engine, env, flight, E2E, e2e_s)
     env.window_finished += 1
+    _replica(memory, engine, env, flight).finished += 1
     if flight.ttft_s <= engine.slo_ttft_s:  # else it was counted as missed at its first token
         if tpot_s <= engine.slo_tpot_s:
             env.window_met += 1
@@ -58,6 +64,7 @@ def finish(
 @inlined
 def count_preemption(memory: Memory, engine: Engine, env: Env, flight: Flight) -> None:
     env.window_preemptions += 1
+    _replica(memory, engine, env, flight).preemptions += 1
     if engine.recording:
         memory.outcomes[_row(memory, env, flight.request)].preemptions = flight.preemptions
 
@@ -107,9 +114,22 @@ def _row(memory: Memory, env: Env, request: int) -> int:
 
 
 @inlined
-def _count(memory: Memory, env: Env, kind: int, seconds: float) -> None:
+def _replica(memory: Memory, engine: Engine, env: Env, flight: Flight) -> Replica:
+    replica: Replica = memory.replicas[env.index * engine.slots + flight.slot]
+    return replica
+
+
+@inlined
+def _count(
+    memory: Memory, engine: Engine, env: Env, flight: Flight, kind: int, seconds: float
+) -> None:
     """Count in the bucket of the smallest bound >= seconds, as Prometheus' `le` does."""
-    bucket = 0
-    for i in range(_FIRST_BOUND[kind], _FIRST_BOUND[kind + 1]):
-        bucket += seconds > _FLAT_BOUNDS[i]
-    memory.histograms[(env.index * KINDS + kind) * WIDTH + bucket] += 1
+    first = kind * _STEP * _STEP
+    below = 0
+    for step in range(1, _STEP):  # so many of the bounds in whole steps, then of the rest
+        below += _STEP * (seconds > _BOUNDS[first + step * _STEP - 1])
+    first += below
+    for rest in range(_STEP - 1):
+        below += seconds > _BOUNDS[first + rest]
+    replica = env.index * engine.slots + flight.slot
+    memory.counts[replica * BUCKETS + FIRST_BUCKET[kind] + below] += 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from envs.simulator.compiled import inlined
-from envs.simulator.layout import NO_REQUEST, Arrival, Env, Flight, Memory, Replica
+from envs.simulator.layout import NO_REQUEST, Arrival, Engine, Env, Flight, Memory, Replica
 
 
 @inlined
@@ -41,16 +41,29 @@ def outputs_of(env: Env, arrival: Arrival) -> int:
 
 
 @inlined
-def fill_entry(memory: Memory, env: Env, entry: int, request: int) -> Flight:
-    """A request that has done nothing yet, from the trace."""
+def prefix_warmth(engine: Engine, replica: Replica) -> float:
+    """Share (0-1) of a trace's prefix hits that the replica's cache can give.
+
+    Empty at its start, it fills with the prompts that the replica is sent: the share grows with
+    their tokens until they would fill the cache once.
+    """
+    return min(1.0, replica.taken_tokens / (engine.blocks * engine.block_tokens))
+
+
+@inlined
+def fill_entry(
+    memory: Memory, engine: Engine, env: Env, replica: Replica, entry: int, request: int
+) -> Flight:
+    """A request of the trace that comes to the replica and has done nothing yet."""
     arrival = memory.trace[request]
     flight: Flight = memory.flights[env.flight_base + entry]
     flight.request = request
     flight.next = NO_REQUEST
     flight.prompt_tokens = arrival.prompt_tokens
     flight.total_tokens = arrival.prompt_tokens + outputs_of(env, arrival)
-    hit_tokens = int(env.prefix_hits * arrival.hit_tokens)
+    hit_tokens = int(env.prefix_hits * arrival.hit_tokens * prefix_warmth(engine, replica))
     flight.hit_tokens = min(hit_tokens, arrival.prompt_tokens)
+    replica.taken_tokens += arrival.prompt_tokens
     flight.known_tokens = arrival.prompt_tokens
     flight.target = arrival.prompt_tokens
     flight.done = 0
@@ -78,6 +91,36 @@ def push_front(replica: Replica, flight: Flight, entry: int) -> None:
     if replica.queue_depth == 0:
         replica.queue_tail = entry
     replica.queue_head = entry
+    replica.queue_depth += 1
+    replica.queued_tokens += flight.target
+
+
+@inlined
+def push_behind_visible(
+    memory: Memory, env: Env, replica: Replica, flight: Flight, entry: int, by_s: float
+) -> None:
+    """Queue it behind all that the engine knows by `by_s`, before those on their way.
+
+    `by_s` never goes back, so a walk over the queue starts where the last one ended.
+    """
+    before = NO_REQUEST
+    behind = NO_REQUEST
+    if replica.queue_depth > 0:
+        before = replica.queue_seen
+        behind = replica.queue_head
+        if before != NO_REQUEST:
+            behind = memory.flights[env.flight_base + before].next
+    while behind != NO_REQUEST and memory.flights[env.flight_base + behind].visible_s <= by_s:
+        before = behind
+        behind = memory.flights[env.flight_base + behind].next
+    flight.next = behind
+    if before == NO_REQUEST:
+        replica.queue_head = entry
+    else:
+        memory.flights[env.flight_base + before].next = entry
+    if behind == NO_REQUEST:
+        replica.queue_tail = entry
+    replica.queue_seen = entry
     replica.queue_depth += 1
     replica.queued_tokens += flight.target
 

@@ -47,6 +47,7 @@ def next_arrival_s(memory: Memory, env: Env) -> float:
 def arrive(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
     """A request of the trace arrives; the env's pool must have room."""
     env.window_arrivals += 1
+    env.gateway_arrivals += 1
     if _is_too_large(memory, engine, env, request):
         reject(memory, engine, env, request)
     elif env.ready > 0:
@@ -103,9 +104,9 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
         reject(memory, engine, env, request)
         return
     entry = take_entry(memory, env)
-    flight = fill_entry(memory, env, entry, request)
+    flight = fill_entry(memory, engine, env, replica, entry, request)
+    flight.slot = replica.slot
     flight.visible_s = at_s
-    replica.taken_tokens += flight.prompt_tokens
     if env.clients > 0:
         flight.arrival_s = at_s
     if engine.has_frontend:

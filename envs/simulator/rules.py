@@ -13,7 +13,7 @@ from typing import Any
 
 from numba.extending import overload
 
-from envs.simulator import vidur_sarathi, vllm_v1
+from envs.simulator import sglang, vidur_sarathi, vllm_v1
 from envs.simulator.compiled import INLINED
 from envs.simulator.layout import Engine, Env, Memory, Replica
 
@@ -30,10 +30,21 @@ class VllmMemory(Memory):
     __slots__ = ()
 
 
-MEMORIES: dict[str, type[Memory]] = {"vidur-sarathi": VidurMemory, "vllm-v1": VllmMemory}
+class SglangMemory(Memory):
+    """Memory of a fleet under `sglang`."""
+
+    __slots__ = ()
+
+
+MEMORIES: dict[str, type[Memory]] = {
+    "sglang": SglangMemory,
+    "vidur-sarathi": VidurMemory,
+    "vllm-v1": VllmMemory,
+}
 """Rule-set -> class of its fleets' memory."""
 
 _MODULES: dict[type[Memory], ModuleType] = {
+    SglangMemory: sglang,
     VidurMemory: vidur_sarathi,
     VllmMemory: vllm_v1,
 }
@@ -59,7 +70,7 @@ def request_entered(
 
 
 def cap_changed(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
-    """Take note that `env.batch_size`, the cap, has been another until `at_s`."""
+    """Take note that `replica.batch_size`, the cap, has been another until `at_s`."""
     raise TypeError("a scheduler's rules are called from compiled functions only")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -12,9 +13,10 @@ from tuner.core.profile import ServingProfile
 
 @dataclass(frozen=True)
 class Option:
-    """One of a rule-set's `scheduler_options`; a flag if its default is one, else a count."""
+    """One of a rule-set's `scheduler_options`; what its default is: a flag, a count or, as a
+    float, a number above 0."""
 
-    default: bool | int | None
+    default: bool | int | float | None
     """None: no limit, which only leaving the option out can say."""
     low: int = 0
     """Smallest count."""
@@ -30,6 +32,15 @@ class Scheduler:
 
 
 SCHEDULERS = {
+    "sglang": Scheduler(
+        "scheduler of SGLang 0.5.23 (policy FCFS); `sglang.py`",
+        {
+            "max_new_tokens": Option(4096, low=1),
+            "max_prefill_tokens": Option(16384, low=1),
+            "overlap": Option(True),
+            "schedule_conservativeness": Option(1.0),
+        },
+    ),
     "vidur-sarathi": Scheduler("Sarathi scheduler of microsoft/vidur@7d47513; `vidur_sarathi.py`"),
     "vllm-v1": Scheduler(
         "scheduler of vLLM 0.33.0 (V1 engine, policy FCFS); `vllm_v1.py`",
@@ -77,12 +88,17 @@ def room_of(profile: ServingProfile) -> Room:
     """What an empty replica of this profile can take under its rule-set.
 
     vLLM keeps one block for itself (vllm/v1/core/block_pool.py, the null block), applies its
-    watermark only while something runs, and never computes the KV of a last token.
+    watermark only while something runs, and never computes the KV of a last token. SGLang has no
+    watermark, and cuts the output of a request that comes near the size of the cache: room for
+    its prompt in whole pages, its output, a page and a token (init_req_max_new_tokens in
+    sglang/srt/managers/scheduler.py); a prompt must stay 6 tokens below that size.
     """
     kv = profile.kv
     if profile.scheduler == "vllm-v1":
         blocks = kv.blocks - 1
         return Room(blocks, blocks, blocks * kv.block_tokens + 1)
+    if profile.scheduler == "sglang":
+        return Room(kv.blocks, kv.blocks, kv.tokens - max(2 * kv.block_tokens, 6))
     return Room(kv.blocks, kv.blocks - kv.watermark_blocks, kv.tokens)
 
 
@@ -99,7 +115,13 @@ def _mistakes(profile: ServingProfile) -> Iterator[str]:
         else:
             yield _unknown(name, profile.scheduler, options)
     limits = profile.limits
-    if limits.batch_size_max > limits.chunk_tokens:
+    if profile.scheduler == "sglang":
+        if limits.chunk_tokens % profile.kv.block_tokens:
+            yield (
+                f"limits.chunk_tokens is {limits.chunk_tokens}; expected a multiple of "
+                f"kv.block_tokens {profile.kv.block_tokens}, as SGLang does"
+            )
+    elif limits.batch_size_max > limits.chunk_tokens:
         yield (
             f"limits.batch_size_max is {limits.batch_size_max}, above "
             f"limits.chunk_tokens {limits.chunk_tokens}; a batch must fit into one iteration"
@@ -110,6 +132,9 @@ def _bad_value(key: str, value: bool | int | float, option: Option) -> Iterator[
     if isinstance(option.default, bool):
         if not isinstance(value, bool):
             yield f"{key} is {value!r}; expected true or false"
+    elif isinstance(option.default, float):
+        if isinstance(value, bool) or not 0 < value < math.inf:
+            yield f"{key} is {value!r}; expected a number above 0"
     elif isinstance(value, bool) or not isinstance(value, int) or value < option.low:
         limit = ", or leave it out for no limit" if option.default is None else ""
         yield f"{key} is {value!r}; expected a whole number of at least {option.low}{limit}"

@@ -1,4 +1,5 @@
-"""What can be read off a fleet: sums of a window, the state now, and each request's outcome."""
+"""The truth of a fleet: sums of a window, the state now, the counters of each replica's engine, and
+the outcome of each request."""
 
 from __future__ import annotations
 
@@ -9,20 +10,12 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.simulator.buckets import (
-    E2E,
-    E2E_BOUNDS_S,
-    KINDS,
-    TPOT,
-    TPOT_BOUNDS_S,
-    TTFT,
-    TTFT_BOUNDS_S,
-    WIDTH,
-)
+from envs.simulator.buckets import BUCKETS
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.events import clear_window
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
-from envs.simulator.run import ended_by, new_blocks, tokens_so_far
+from envs.simulator.run import ended_by
+from envs.simulator.scraping import kv_cache_usage, output_tokens_by
 
 _STARTING = int(ReplicaState.STARTING)
 _WARMING = int(ReplicaState.WARMING)
@@ -59,12 +52,6 @@ class Window(NamedTuple):
     """Replica-seconds held: starting, warming, ready or draining."""
     starts: NDArray[np.int64]
     """Replicas started; rolling restarts and restarts after a crash included, successful or not."""
-    ttft_hist: NDArray[np.int64]
-    """`(n, 23)` first tokens by TTFT in the buckets of TTFT_BOUNDS_S, the last is +Inf."""
-    tpot_hist: NDArray[np.int64]
-    """`(n, 20)` finished requests of two or more output tokens by TPOT, TPOT_BOUNDS_S."""
-    e2e_hist: NDArray[np.int64]
-    """`(n, 22)` finished requests by E2E latency, E2E_BOUNDS_S."""
 
 
 class Gauges(NamedTuple):
@@ -94,6 +81,21 @@ class Gauges(NamedTuple):
     """0-1; NaN where neither ready nor draining."""
     replica_kv_tokens: NDArray[np.int64]
     """Tokens done of the running requests."""
+
+
+class Counters(NamedTuple):
+    """What each replica's engine has counted since it started, `(n, slots)` int64; 0 where OFF."""
+
+    prompt_tokens: NDArray[np.int64]
+    """Prompts of the requests that gave their first token."""
+    output_tokens: NDArray[np.int64]
+    """Exact at the env's time."""
+    finished: NDArray[np.int64]
+    preemptions: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    """`(n, slots, BUCKETS)` requests by bucket; `buckets.FIRST_BUCKET` says where each histogram
+    begins: TTFT of first tokens, TPOT of finished requests of two or more output tokens, E2E
+    latency of finished requests."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,9 +130,6 @@ def empty_window(n: int) -> Window:
         busy_s=np.empty(n, seconds),
         replica_s=np.empty(n, seconds),
         starts=np.empty(n, count),
-        ttft_hist=np.empty((n, len(TTFT_BOUNDS_S) + 1), count),
-        tpot_hist=np.empty((n, len(TPOT_BOUNDS_S) + 1), count),
-        e2e_hist=np.empty((n, len(E2E_BOUNDS_S) + 1), count),
     )
 
 
@@ -156,6 +155,35 @@ def empty_gauges(n: int, slots: int) -> Gauges:
     )
 
 
+def empty_counters(n: int, slots: int) -> Counters:
+    """For `read_counters` to fill."""
+    return Counters(
+        prompt_tokens=np.empty((n, slots), np.int64),
+        output_tokens=np.empty((n, slots), np.int64),
+        finished=np.empty((n, slots), np.int64),
+        preemptions=np.empty((n, slots), np.int64),
+        counts=np.empty((n, slots, BUCKETS), np.int64),
+    )
+
+
+@entry
+def read_counters(memory: Memory, out: Counters) -> None:
+    """Write what every replica's engine has counted."""
+    engine = memory.engine[0]
+    for index in range(len(memory.envs)):
+        now_s = memory.envs[index].clock_s
+        for slot in range(engine.slots):
+            row = index * engine.slots + slot
+            replica = memory.replicas[row]
+            tokens = replica.output_tokens + output_tokens_by(replica, now_s)
+            out.output_tokens[index, slot] = tokens
+            out.prompt_tokens[index, slot] = replica.prompt_tokens
+            out.finished[index, slot] = replica.finished
+            out.preemptions[index, slot] = replica.preemptions
+            for bucket in range(BUCKETS):
+                out.counts[index, slot, bucket] = memory.counts[row * BUCKETS + bucket]
+
+
 @entry
 def close_windows(memory: Memory, out: Window) -> None:
     """Write every env's sums and begin its next window."""
@@ -176,13 +204,7 @@ def close_windows(memory: Memory, out: Window) -> None:
         out.busy_s[index] = env.window_busy_s
         out.replica_s[index] = env.window_replica_s
         out.starts[index] = env.window_starts
-        for bucket in range(out.ttft_hist.shape[1]):
-            out.ttft_hist[index, bucket] = _bucket(memory, index, TTFT, bucket)
-        for bucket in range(out.tpot_hist.shape[1]):
-            out.tpot_hist[index, bucket] = _bucket(memory, index, TPOT, bucket)
-        for bucket in range(out.e2e_hist.shape[1]):
-            out.e2e_hist[index, bucket] = _bucket(memory, index, E2E, bucket)
-        clear_window(memory, env)
+        clear_window(env)
         env.window_early_tokens = early_tokens
         env.window_start_s = env.clock_s
 
@@ -231,19 +253,10 @@ def _read_replica(
     if replica.state != _READY and replica.state != _DRAINING:
         return
     ended = ended_by(replica, now_s) if replica.running > 0 else 0
-    free = replica.free_blocks
-    if ended > 0:  # the iteration that runs now has taken its blocks
-        free -= new_blocks(memory, engine, replica, replica.steps + 1, ended)
-    out.replica_kv_cache_usage[index, slot] = 1.0 - free / engine.blocks
+    out.replica_kv_cache_usage[index, slot] = kv_cache_usage(memory, engine, replica, ended)
     out.replica_kv_tokens[index, slot] = (
         replica.offsets + replica.decoding * (replica.steps + ended) + replica.context_tokens
     )
-
-
-@inlined
-def _bucket(memory: Memory, index: int, kind: int, bucket: int) -> int:
-    count: int = memory.histograms[(index * KINDS + kind) * WIDTH + bucket]
-    return count
 
 
 @inlined
@@ -259,5 +272,5 @@ def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
         if replica.running > 0:
             env.window_busy_s += now_s - replica.busy_since_s
             replica.busy_since_s = now_s
-            tokens += tokens_so_far(replica, now_s)
+            tokens += output_tokens_by(replica, now_s)
     return tokens

@@ -3,10 +3,12 @@
 The scheduler of vLLM 0.33.0 under its FCFS policy: `Scheduler.schedule` and `update_from_output`
 (vllm/v1/core/sched/scheduler.py), `AsyncScheduler` (async_scheduler.py beside it), `allocate_slots`
 (vllm/v1/core/kv_cache_manager.py), `EngineCore.step` and `step_with_batch_queue`
-(vllm/v1/engine/core.py). A text model on one data-parallel rank:
+(vllm/v1/engine/core.py). A text model on one data-parallel rank. `tests/real/test_vllm_rules.py`
+holds it against those classes of 0.32.0, request by request.
 
 - Running requests first, in order of admission; then the queue, unless a request was preempted in
-  this step. Every token counts against `limits.chunk_tokens`.
+  this step. Every token counts against `limits.chunk_tokens`. The budget reaches every running
+  request: each was let in with a token left for it, and those before it never ask for more.
 - A prompt takes its blocks chunk by chunk, so a later chunk can preempt too. A request that finds
   no block preempts the last of the running ones, in the end itself; the victim gives up all blocks,
   goes to the front of the queue, and computes its prompt and its output so far anew.
@@ -68,7 +70,7 @@ def start_iteration(
     while True:
         _form(memory, engine, env, replica, formed_s, cap)
         _let_go(memory, replica)
-        if replica.scheduled > 0 or formed_s == at_s:
+        if replica.running > 0 or formed_s == at_s:
             break
         formed_s = at_s  # nothing to compute: the next batch is formed and started at once
         cap = replica.batch_size
@@ -88,10 +90,8 @@ def end_run(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: fl
     k = replica.iterations
     if k > 1:
         replica.free_blocks -= new_blocks(memory, engine, replica, replica.steps + 1, k - 1)
-    if replica.repeating > 0:
-        _hold_back(memory, engine, env, replica)
     replica.steps += k
-    env.window_output_tokens += k * (replica.decoding - replica.repeating)
+    env.window_output_tokens += k * replica.decoding
     if replica.decoding > 0 and replica.steps == replica.next_end:
         _end_decodes(memory, engine, env, replica, at_s)
     if replica.prefill_tokens > 0:
@@ -135,8 +135,6 @@ def _form(
     replica.prefill_tokens = 0
     replica.context_tokens = 0
     replica.context_pairs = 0
-    replica.scheduled = 0
-    replica.repeating = 0
     limit = _chunk_limit(memory, engine, env, replica, formed_s)
     preempted = False
     if replica.running > replica.leaving:
@@ -180,7 +178,6 @@ def _schedule_running(
     if prefilling == 0:
         if need <= replica.free_blocks:
             replica.free_blocks -= need
-            replica.scheduled = replica.decoding
             return False
     elif engine.long_prefill_tokens == 0:
         flight = flight_at(memory, env, replica, replica.running - 1)
@@ -188,7 +185,6 @@ def _schedule_running(
         need += _more_blocks(engine, flight, tokens)
         if need <= replica.free_blocks:
             replica.free_blocks -= need
-            replica.scheduled = replica.decoding
             _prefill(replica, flight, tokens)
             return False
     return _walk(memory, engine, env, replica, limit)
@@ -206,12 +202,11 @@ def _walk(memory: Memory, engine: Engine, env: Env, replica: Replica, limit: int
             position += 1
             continue
         flight = flight_at(memory, env, replica, position)
-        tokens = min(budget, 1)
-        need = 0
+        tokens = 1
         if end == PREFILLING:
             tokens = min(flight.target - flight.done, limit, budget)
             need = _more_blocks(engine, flight, tokens)
-        elif tokens > 0:
+        else:
             computed = replica.steps + flight.total_tokens - end - 1
             need = int(computed % engine.block_tokens == 0)
         while need > replica.free_blocks and replica.running > position:
@@ -222,9 +217,6 @@ def _walk(memory: Memory, engine: Engine, env: Env, replica: Replica, limit: int
         budget -= tokens
         if end == PREFILLING:
             _prefill(replica, flight, tokens)
-        else:
-            replica.scheduled += tokens
-            replica.repeating += 1 - tokens
         position += 1
     return replica.running < before
 
@@ -237,13 +229,11 @@ def _more_blocks(engine: Engine, flight: Flight, tokens: int) -> int:
 
 @inlined
 def _prefill(replica: Replica, flight: Flight, tokens: int) -> None:
-    """A running request computes so many more of its tokens, perhaps none."""
+    """A running request computes so many more of its tokens."""
     flight.chunk = tokens
     replica.prefill_tokens += tokens
     replica.context_tokens += flight.done
     replica.context_pairs += tokens * flight.done
-    if tokens > 0:
-        replica.scheduled += 1
 
 
 @inlined
@@ -281,7 +271,7 @@ def _hit_tokens(engine: Engine, head: Flight) -> int:
 
 @inlined
 def _budget(engine: Engine, replica: Replica) -> int:
-    """Tokens of the iteration that nobody has; below 0 if running requests went without."""
+    """Tokens of the iteration that nobody has."""
     return engine.chunk_tokens - replica.decoding - replica.prefill_tokens
 
 
@@ -363,32 +353,16 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
         engine,
         env,
         replica,
-        replica.scheduled,
+        replica.running,
         replica.prefill_tokens,
         replica.context_pairs,
-        _kv_tokens(memory, env, replica),
+        # A decoding request has computed all its tokens but the last.
+        replica.offsets + replica.decoding * (replica.steps - 1) + replica.context_tokens,
         replica.iterations,
     )
     memory.due_s[replica.index] = border_s(replica, replica.iterations)
     if replica.queue_depth > 0:
         _cut_for_head(memory, engine, env, replica)
-
-
-@inlined
-def _kv_tokens(memory: Memory, env: Env, replica: Replica) -> int:
-    """Tokens computed before the iteration, of the requests that it computes.
-
-    A decoding request has computed all its tokens but the last.
-    """
-    kv_tokens = replica.offsets + replica.decoding * (replica.steps - 1) + replica.context_tokens
-    for position in range(replica.scheduled, replica.running):
-        flight = flight_at(memory, env, replica, position)
-        end = memory.batch_ends[replica.lane + position]
-        if end == PREFILLING:
-            kv_tokens -= flight.done
-        else:
-            kv_tokens -= replica.steps + flight.total_tokens - end - 1
-    return kv_tokens
 
 
 @inlined
@@ -407,19 +381,6 @@ def _cut_for_head(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     if head.visible_s > replica.start_s:
         border = first_border(replica, head.visible_s, replica.start_s)
     cut_to(memory, replica, border + 1 if engine.async_scheduling else max(border, 1))
-
-
-@inlined
-def _hold_back(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
-    """Set back the decodes that the budget left out of the run's one iteration."""
-    for position in range(replica.scheduled, replica.running):
-        end = memory.batch_ends[replica.lane + position]
-        if end == PREFILLING:
-            continue
-        offset = flight_at(memory, env, replica, position).total_tokens - end
-        uncount_decode(memory, engine, replica, offset)
-        count_decode(memory, engine, replica, offset - 1)
-        memory.batch_ends[replica.lane + position] = end + 1
 
 
 @inlined

@@ -19,8 +19,10 @@ EXIT_INPUT = 2
 
 PARTS = {
     "simulator": "requests simulated per CPU second",
+    "rules": "what each rule-set makes of one load",
     "env": "environment steps per CPU second",
     "train": "PPO steps per CPU second, end to end",
+    "memory": "bytes of an environment",
     "compile": "seconds until the simulator runs, with and without its cache",
     "peers": "the same trace in other simulators, in the same run",
     "day": "DeepSeek's published day, 100 million requests on 278 nodes",

@@ -18,13 +18,15 @@ from dataclasses import replace
 import numpy as np
 from rich.console import Console
 
-from envs.simulator import TPOT_BOUNDS_S, TTFT_BOUNDS_S, Fleet, FleetSettings, Window
+from envs.simulator import Fleet, FleetSettings, Window
+from envs.simulator.buckets import BOUNDS, BUCKETS, FIRST_BUCKET, TPOT, TTFT
 from envs.workloads.deepseek_r1_day import NODES, output_tokens_per_request, parts
 from experiments.bench.options import Figures, check_positive
 from experiments.bench.simulator import OVERTIME_S
 from experiments.progress import run_progress
 from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import ServingProfile
+from tuner.core.protocols import IntArray
 from tuner.core.trace import Trace
 from tuner.data import load_profile
 
@@ -56,6 +58,7 @@ def measure_day(
     )
     sums: list[Window] = []
     deepest = 0
+    counted = _Counted()
     with run_progress(Console(stderr=True)) as watch:
         while True:
             watch("the day", min(part.last_arrival_s / (hours * 3600), 0.999))
@@ -64,6 +67,7 @@ def measure_day(
                 fleet.apply(_settings(profile, nodes))
             fleet.advance(part.last_arrival_s)
             sums.append(fleet.window())
+            counted.look(fleet.counters().counts[0])
             deepest = max(deepest, int(fleet.gauges().queue_depth[0]))
             following = next(drawn, None)
             if following is None:
@@ -72,6 +76,7 @@ def measure_day(
             fleet.follow_with(part)
         fleet.advance(part.last_arrival_s + OVERTIME_S)
         sums.append(fleet.window())
+        counted.look(fleet.counters().counts[0])
         watch("the day", 1.0)
     wall_s, cpu_s = time.perf_counter() - before_wall_s, time.process_time() - before_cpu_s
     arrivals, finished, rejected, tokens = (
@@ -90,8 +95,8 @@ def measure_day(
         "simulated_over_real_time": hours * 3600 / wall_s,
         "output_tokens_per_s": tokens / (hours * 3600),
         "deepest_queue": deepest,
-        **_quantiles("ttft", TTFT_BOUNDS_S, [one.ttft_hist for one in sums]),
-        **_quantiles("tpot", TPOT_BOUNDS_S, [one.tpot_hist for one in sums]),
+        **_quantiles("ttft", TTFT, counted.total),
+        **_quantiles("tpot", TPOT, counted.total),
         "config": {
             "profile": profile.name,
             "scheduler": profile.scheduler,
@@ -129,12 +134,29 @@ def _settings(profile: ServingProfile, nodes: int) -> FleetSettings:
     )
 
 
-def _quantiles(
-    name: str, bounds: np.ndarray[tuple[int], np.dtype[np.float64]], counts: list[np.ndarray]
-) -> dict[str, float]:
-    total = np.sum(counts, axis=0)
+class _Counted:
+    """Histograms of the whole day, though a node that leaves takes its counters with it: what a
+    slot counted in a part in which it ended is left out."""
+
+    def __init__(self) -> None:
+        self.total = np.zeros(BUCKETS, np.int64)
+        self._before: IntArray | None = None
+
+    def look(self, counts: IntArray) -> None:
+        """Add what each slot, `(slots, BUCKETS)`, has counted since the last look."""
+        if self._before is None:
+            self._before = np.zeros_like(counts)
+        risen = counts - self._before
+        goes_on = (risen >= 0).all(axis=1)
+        self.total += risen[goes_on].sum(axis=0)
+        self._before = counts
+
+
+def _quantiles(name: str, kind: int, counts: IntArray) -> dict[str, float]:
+    first, bounds = FIRST_BUCKET[kind], BOUNDS[kind]
+    of_kind = counts[None, first : first + len(bounds) + 1]
     return {
-        f"{name}_p{round(100 * q)}_s": float(histogram_quantile(q, bounds, total)[0])
+        f"{name}_p{round(100 * q)}_s": float(histogram_quantile(q, bounds, of_kind)[0])
         for q in (0.5, 0.99)
     }
 

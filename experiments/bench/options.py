@@ -18,4 +18,5 @@ def check_positive(options: argparse.Namespace, *names: str) -> None:
     """
     for name in names:
         if getattr(options, name) < 1:
-            raise ConfigError(f"--{name} is {getattr(options, name)}; expected at least 1")
+            option = name.replace("_", "-")
+            raise ConfigError(f"--{option} is {getattr(options, name)}; expected at least 1")

@@ -128,8 +128,8 @@ def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str
 def _buckets(ticks: TickTable, end_s: float, unit_s: float) -> _Buckets:
     count = min(POINTS, len(ticks))
     length_s = end_s / count
-    # A tick describes the window before it.
-    start_s = np.maximum(ticks.at_s - ticks.window_s, 0.0)
+    # A tick describes the time before it.
+    start_s = np.maximum(ticks.at_s - ticks.length_s, 0.0)
     of = np.minimum((start_s / length_s + 1e-9).astype(np.int64), count - 1)
     x = np.round(np.arange(count) * length_s / unit_s, 5)
     return _Buckets(x, of, length_s)

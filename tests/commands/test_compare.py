@@ -59,9 +59,13 @@ def test_compares_two_rules_in_the_simulator(tuner, trace, tmp_path):
     config = tmp_path / "compare.yaml"
     config.write_text("run: {max_replicas: 3}\nsweep: {hpa_targets: [100, 400]}\n")
     code, printed, _ = tuner(
-        *common(trace, out), "--policies", "static,hpa", "--config", config, "--json"
+        *(*common(trace, out), "--policies", "static,hpa", "--config", config),
+        *("--startup", "warm", "--json"),
     )
     assert code == 0
+    run = json.loads((out / "run.json").read_text())
+    assert run["config"]["run"]["startup"] == "warm"
+    assert "'warm'" in run["profile"]["origin"]["startup"]
     summary = json.loads(printed)
     assert summary == json.loads((out / "summary.json").read_text())
     assert set(summary["policies"]) == {"static", "hpa"}

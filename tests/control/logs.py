@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 
+from envs.config import ScrapeConfig
 from envs.simulator.cluster import SimulatedCluster
 from policies import build_policy
 from tests.envs import worlds
@@ -89,7 +90,7 @@ def simulated(clock: Clock, *, seed: int = 1, trace: Trace | None = None) -> Sim
         initial=KnobSettings(replicas=2),
         seed=seed,
         jitter=0.03,
-        scrape_loss=0.1,
+        scrape=ScrapeConfig(outage=0.1),
     )
 
 

@@ -86,6 +86,9 @@ def test_reads_a_file_by_its_path(tmp_path: Path) -> None:
             "limits.batch_size_max 64 is above limits.chunk_tokens 63",
         ),
         ("median_s: 60", "median_s: -1", "startup.stages.weights.median_s is -1"),
+        ("spread: 0.2", "spread: 3", "startup.stages.weights.spread is 3.0; expected a sigma"),
+        ("median_s: 60", "median_s: 1e6", "startup.stages.weights.median_s is 1000000.0; expected"),
+        ("{weights: {", "{weigths: {", "did you mean 'weights'?"),
         ("[[100, 0.5]]", "[[100, 0]]", "startup.ramp[0] has speed 0"),
         ("[[100, 0.5]]", "[[100, 1.2]]", "startup.ramp[0] has speed 1.2"),
         ("[[100, 0.5]]", "[[0, 0.5]]", "startup.ramp[0] lasts 0 requests"),
@@ -113,6 +116,9 @@ def test_reads_a_file_by_its_path(tmp_path: Path) -> None:
         "batch above the blocks",
         "batch above the chunk",
         "negative cold start",
+        "wild spread",
+        "start of days",
+        "misspelt stage",
         "ramp of no speed",
         "ramp above full speed",
         "ramp of no request",
@@ -127,6 +133,19 @@ def test_says_what_is_wrong_with(old: str, new: str, sentence: str) -> None:
     message = mistakes(GOOD.replace(old, new, 1))
     assert sentence in message
     assert all(line.startswith("ours.yaml") for line in message.splitlines())
+
+
+def test_a_ceiling_that_no_replica_starts_with_is_refused_unless_the_knob_is_the_ceiling() -> None:
+    tight = "chunk_tokens: 512, batch_size_oom: 48"
+    sentence = "limits.batch_size_max 64 is above limits.batch_size_oom 48; every replica would"
+    assert sentence in mistakes(GOOD.replace("chunk_tokens: 512", tight))
+    told = GOOD.replace("chunk_tokens: 512", f"{tight}, batch_size_applied: restart")
+    assert parse_profile(told, "ours.yaml").limits.batch_size_oom == 48
+    wrong = GOOD.replace("chunk_tokens: 512", f"{tight}, batch_size_applied: reload")
+    assert "limits.batch_size_applied is 'reload'; expected one of" in mistakes(wrong)
+    assert "batch_size_oom is 0; expected at least 1" in mistakes(
+        GOOD.replace("chunk_tokens: 512", "chunk_tokens: 512, batch_size_oom: 0")
+    )
 
 
 @pytest.mark.parametrize(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.simulator import Fleet, FleetSettings
-from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
+from envs.simulator.buckets import BOUNDS, FIRST_BUCKET
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 from tuner.data.telemetry import Buckets, Telemetry, TelemetryHeader, TelemetryRow, table_of
@@ -36,16 +37,26 @@ def recorded(
         settings=FleetSettings(replicas * one, profile.limits.batch_size_max * one, one, 0 * one),
     )
     rows = []
+    before = _counted(fleet)
     last_s = trace.last_arrival_s + OVERTIME_S if until_s is None else until_s
     for number in range(1, int(last_s / every_s) + 1):
         fleet.advance(number * every_s)
-        rows.append(_row(fleet, trace, number, every_s))
+        now = _counted(fleet)
+        rows.append(_row(fleet, trace, number, every_s, now - before))
+        before = now
     end_s = SINCE_S + len(rows) * every_s
     header = TelemetryHeader("r1", "vllm", "http://p:9090", {}, SINCE_S, end_s, every_s, 60.0)
     return Telemetry(header, table_of(rows), {})
 
 
-def _row(fleet: Fleet, trace: Trace, number: int, every_s: float) -> TelemetryRow:
+def _counted(fleet: Fleet) -> NDArray[np.int64]:
+    """`(BUCKETS,)` since the start, over the replicas."""
+    return np.asarray(fleet.counters().counts[0].sum(axis=0))
+
+
+def _row(
+    fleet: Fleet, trace: Trace, number: int, every_s: float, counts: NDArray[np.int64]
+) -> TelemetryRow:
     window, gauges = fleet.window(), fleet.gauges()
     came = np.ceil(trace.arrival_s / every_s) == number
     lengths = {
@@ -74,9 +85,12 @@ def _row(fleet: Fleet, trace: Trace, number: int, every_s: float) -> TelemetryRo
             "output_tokens": int(window.output_tokens[0]),
         },
         histograms={
-            "ttft_s": Buckets(TTFT_BOUNDS_S.tolist(), window.ttft_hist[0].tolist()),
-            "tpot_s": Buckets(TPOT_BOUNDS_S.tolist(), window.tpot_hist[0].tolist()),
-            "e2e_s": Buckets(E2E_BOUNDS_S.tolist(), window.e2e_hist[0].tolist()),
+            **{
+                name: Buckets(bounds.tolist(), counts[first : first + len(bounds) + 1].tolist())
+                for name, bounds, first in zip(
+                    ("ttft_s", "tpot_s", "e2e_s"), BOUNDS, FIRST_BUCKET, strict=True
+                )
+            },
             **lengths,
         },
     )

@@ -32,7 +32,7 @@ def test_nothing_is_drawn_unless_it_is_enabled():
         expected = -1 if one.name == "slow_slot" else 1
         np.testing.assert_array_equal(getattr(draws.factors, one.name), expected)
     np.testing.assert_array_equal(draws.scrape_lag_s, 0.0)
-    np.testing.assert_array_equal(draws.scrape_loss, worlds.config().scrape_loss)
+    np.testing.assert_array_equal(draws.scrape_loss, worlds.config().scrape.loss)
 
 
 def test_randomised_episodes_start_where_the_others_do():
@@ -69,17 +69,6 @@ def test_cold_starts_are_even_in_their_logarithm():
     assert 0.25 <= found.min() < 0.27
     assert 3.7 < found.max() <= 4.0
     assert np.median(found) == pytest.approx(1.0, rel=0.05)
-
-
-def test_a_tenth_of_the_episodes_has_one_slow_replica_among_those_it_starts_with():
-    draws = drawn()
-    slow = draws.factors.slow_slot >= 0
-    assert slow.mean() == pytest.approx(0.1, abs=0.01)
-    np.testing.assert_array_equal(draws.factors.slow[~slow], 1.0)
-    assert (draws.factors.slow[slow] >= 1.2).all()
-    assert draws.factors.slow[slow].mean() == pytest.approx(1.6, abs=0.03)
-    assert (draws.factors.slow_slot[slow] < draws.replicas[slow]).all()
-    assert set(draws.factors.slow_slot[slow]) == set(range(int(draws.replicas.max())))
 
 
 def test_metrics_come_late_and_are_lost_as_configured():

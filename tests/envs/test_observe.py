@@ -5,12 +5,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from envs.config import ScrapeConfig
 from envs.draws import child_seeds, uniform
 from envs.simulator.fleet import Fleet
 from envs.simulator.observe import ObservedFleet
 from tests.envs import worlds
 from tuner.core.histograms import histogram_quantile
-from tuner.core.observation import COLUMN, REPLICA_STATES, ReplicaState
+from tuner.core.observation import (
+    COLUMN,
+    REPLICA_FIELDS,
+    REPLICA_STATES,
+    ObservationArrays,
+    ReplicaState,
+)
 
 BOUNDS = np.array([1.0, 2.0, 4.0])
 
@@ -38,10 +45,13 @@ def test_no_observations_give_no_value():
     assert np.isnan(histogram_quantile(0.5, BOUNDS, np.zeros((1, 4), dtype=np.int64)))[0]
 
 
-def observed(n: int = 1, scrape_loss: float = 0.0, replicas: int = 2) -> ObservedFleet:
+def observed(n: int = 1, replicas: int = 2, scrape: ScrapeConfig | None = None) -> ObservedFleet:
     space = worlds.knobs()
-    fleet = Fleet(worlds.trace(), worlds.PROFILE, seeds=np.zeros(n, np.uint64), slots=8)
-    view = ObservedFleet(fleet, space)
+    scrape = scrape or ScrapeConfig()
+    fleet = Fleet(
+        worlds.trace(), worlds.PROFILE, seeds=np.zeros(n, np.uint64), slots=8, scrape=scrape
+    )
+    view = ObservedFleet(fleet, space, outage=scrape.outage)
     settings = np.tile(space.row({**space.defaults(), "replicas": replicas}), (n, 1))
     view.reset(
         np.arange(n),
@@ -49,58 +59,100 @@ def observed(n: int = 1, scrape_loss: float = 0.0, replicas: int = 2) -> Observe
         seeds=np.arange(n, dtype=np.uint64),
         settings=settings,
         keep=np.ones(n),
-        scrape_loss=scrape_loss,
     )
     return view
 
 
-def test_rates_add_up_to_what_happened():
+def look_at(view: ObservedFleet, at_s: float) -> ObservationArrays:
+    view.fleet.advance(at_s)
+    return view.look()[0]
+
+
+def test_a_rate_is_of_the_window_and_the_outcome_of_the_tick():
     view = observed()
-    arrivals = output_tokens = 0.0
+    seen, happened = [], []
     for tick in range(1, 60):
-        view.fleet.advance(np.array([15.0 * tick]))
+        view.fleet.advance(15.0 * tick)
         now, outcome = view.look()
-        arrivals += now.column("qps")[0] * 15.0
-        output_tokens += now.column("output_tokens_per_s")[0] * 15.0
-        assert now.column("qps")[0] * 15.0 == pytest.approx(outcome.arrivals[0])
+        seen.append(now.column("qps")[0])
+        happened.append(outcome.arrivals[0])
     trace = worlds.trace()
-    assert arrivals == pytest.approx((trace.arrival_s <= 15.0 * 59).sum())
-    assert 0 < output_tokens <= trace.output_tokens[trace.arrival_s <= 15.0 * 59].sum()
+    assert sum(happened) == (trace.arrival_s <= 15.0 * 59).sum()
+    # Arrivals of the four scrapes up to the tick lie within the five ticks before it.
+    for tick in range(5, 59):
+        assert seen[tick] * 45.0 <= sum(happened[tick - 4 : tick + 1]) + 1e-9
+    assert np.mean(seen[5:]) * 15.0 == pytest.approx(np.mean(happened[4:]), rel=0.05)
+
+
+def test_rates_need_two_scrapes_and_gauges_one():
+    view = observed()
+    first, second = look_at(view, 15.0), look_at(view, 30.0)
+    for name in ("qps", "output_tokens_per_s", "error_rate"):
+        assert np.isnan(first.column(name)[0]), name
+    assert first.column("in_flight")[0] >= 0
+    assert first.column("running")[0] >= 0
+    assert second.column("qps")[0] >= 0
+    assert 0.0 <= first.age_s[0] < 15.0
 
 
 def test_a_starting_replica_has_a_state_and_an_age_and_no_sample():
     view = observed()
-    view.fleet.advance(np.array([15.0]))
-    view.look()
+    look_at(view, 15.0)
     space = worlds.knobs()
     view.apply(space.row({"replicas": 3})[None, :])
-    view.fleet.advance(np.array([30.0]))
-    now, _ = view.look()
+    now = look_at(view, 30.0)
     states = [REPLICA_STATES[code] if code >= 0 else None for code in now.replicas.state[0]]
     assert states[:4] == [ReplicaState.READY, ReplicaState.READY, ReplicaState.STARTING, None]
     assert now.replicas.age_s[0, 2] == pytest.approx(15.0)
     assert np.isnan(now.replicas.values[0, 2]).all()
-    assert not np.isnan(now.replicas.values[0, :2]).any()
+    seen = [name for name in REPLICA_FIELDS if name not in ("queued_prompt_tokens", "kv_tokens")]
+    columns = [REPLICA_FIELDS.index(name) for name in seen]
+    assert not np.isnan(now.replicas.values[0, :2, columns]).any()
     assert now.column("status_replicas")[0] == 3
     assert now.settings[0, space.column("replicas")] == 3
 
 
-def test_a_lost_scrape_shows_nothing_and_its_age_grows_until_the_next():
-    view = observed(n=200, scrape_loss=0.3)
-    ages, lost = [], []
+def test_what_is_seen_is_as_old_as_the_lag():
+    late, prompt = (observed(scrape=ScrapeConfig(lag_s=lag_s)) for lag_s in (30.0, 0.0))
+    then = []
+    for tick in range(1, 12):
+        now = look_at(late, 15.0 * tick)
+        then.append(look_at(prompt, 15.0 * tick))
+        if tick <= 2:
+            assert np.isnan(now.age_s[0])
+            continue
+        assert now.age_s[0] == pytest.approx(then[-1].age_s[0] + 30.0)
+        assert now.column("in_flight")[0] == then[-3].column("in_flight")[0]
+
+
+def test_an_outage_hides_what_is_scraped_and_not_what_the_orchestrator_knows():
+    view = observed(n=200, scrape=ScrapeConfig(outage=0.3))
+    known = [COLUMN[f"{word}_replicas"] for word in ("ready", "starting", "draining", "status")]
+    share = []
     for tick in range(1, 20):
-        view.fleet.advance(np.full(200, 15.0 * tick))
-        now, _ = view.look()
-        missing = np.isnan(now.values[:, COLUMN["qps"]])
-        assert (np.isnan(now.values[missing])).all()
-        ages.append(now.age_s)
-        lost.append(missing)
-    share = np.mean(lost)
-    assert 0.27 < share < 0.33
-    for before, after, gone in zip(ages, ages[1:], lost[1:], strict=False):
-        np.testing.assert_array_equal(after[~gone], 0.0)
-        known = gone & ~np.isnan(before)
-        np.testing.assert_allclose(after[known], before[known] + 15.0)
+        now = look_at(view, 15.0 * tick)
+        lost = np.isnan(now.age_s)
+        assert np.isnan(np.delete(now.values[lost], known, axis=1)).all()
+        assert np.isnan(now.replicas.values[lost]).all()
+        assert (now.values[:, known] == [2, 0, 0, 2]).all()
+        assert not np.isnan(now.column("in_flight")[~lost]).any()
+        share.append(lost)
+    assert 0.27 < np.mean(share) < 0.33
+
+
+def test_lost_scrapes_make_samples_older_and_leave_the_truth_alone():
+    lossy, whole = (observed(n=100, scrape=ScrapeConfig(loss=loss)) for loss in (0.5, 0.0))
+    ages = []
+    for tick in range(1, 30):
+        at_s = 15.0 * tick
+        lossy.fleet.advance(at_s)
+        whole.fleet.advance(at_s)
+        (seen, truth), (_, same) = lossy.look(), whole.look()
+        ages.append(seen.age_s)
+        for name in ("arrivals", "finished", "met", "missed", "replica_s"):
+            np.testing.assert_array_equal(getattr(truth, name), getattr(same, name))
+    # Two replicas at a loss of a half: 15 s x (1/3 + 4/3 x 1/4 / (1 - 1/4)) within the window.
+    assert 8.0 < np.nanmean(ages) < 14.0
 
 
 def test_draws_are_uniform_and_depend_on_seed_and_place_only():

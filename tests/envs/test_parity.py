@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 
 import numpy as np
 import pytest
 
-from envs.config import EnvConfig
+from envs.config import EnvConfig, FailureConfig
 from envs.episodes import EpisodeDraws, episode_seeds
 from envs.randomise import RandomiseConfig
 from envs.serving_env import FollowAction, ServingEnv
@@ -83,8 +83,12 @@ def cluster_of(
         start_s=float(draws.start_s[0]),
         keep=float(draws.keep[0]),
         jitter=config.jitter,
-        scrape_loss=float(draws.scrape_loss[0]),
+        scrape=replace(
+            config.scrape, loss=float(draws.scrape_loss[0]), lag_s=float(draws.scrape_lag_s[0])
+        ),
         factors=draws.factors,
+        drain_timeout_s=config.drain_timeout_s,
+        failures=config.failures,
     )
     return cluster, clock
 
@@ -172,7 +176,12 @@ def setting(request) -> tuple[Codec, EnvConfig, np.ndarray]:
     widths = RandomiseConfig(enabled=request.param, scrape_loss=(0.05, 0.2))
     return (
         bold(worlds.codec(space, move=MOVE)),
-        worlds.config(episode_ticks=TICKS + 1, randomise=widths),
+        worlds.config(
+            episode_ticks=TICKS + 1,
+            randomise=widths,
+            drain_timeout_s=5.0,
+            failures=FailureConfig(crash_per_hour=10.0, slow_replica=0.5),
+        ),
         actions(4, TICKS),
     )
 

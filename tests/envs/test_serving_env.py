@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from gymnasium.utils.env_checker import check_env
 
+from envs.config import ScrapeConfig
 from envs.serving_env import ServingEnv
 from policies import codec as codec_module
 from tests.envs import worlds
@@ -17,7 +18,7 @@ from tuner.knobs import KNOBS
 def serving_env(**codec_config: object) -> ServingEnv:
     space = worlds.knobs()
     codec = worlds.codec(space, **codec_config)
-    config = worlds.config(scrape_loss=0.0)
+    config = worlds.config(scrape=ScrapeConfig())
     return ServingEnv(
         lambda rng: cluster_of(0, codec, config, episode=int(rng.integers(1000))),
         codec,
@@ -69,6 +70,8 @@ def test_render_tells_the_last_decision():
     env = serving_env()
     env.reset(seed=1)
     assert env.render() == "no decision yet"
+    env.step(np.ones(4, dtype=np.float32))
+    assert "a rate needs two looks" in env.render()
     env.step(np.ones(4, dtype=np.float32))
     assert "policy" in env.render()
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.config import EnvConfig
+from envs.config import EnvConfig, ScrapeConfig
 from envs.episodes import EpisodeDraws
 from envs.randomise import RandomiseConfig
 from envs.reward import Outcome, RewardScale, RewardWeights, reward
@@ -101,7 +101,11 @@ def test_reward_adds_up(values, expected):
         ({"episode_ticks": 0}, r"env\.episode_ticks is 0"),
         ({"start_replicas": (5, 2)}, r"env\.start_replicas is 5\.\.2"),
         ({"keep": (0.0, 1.0)}, r"env\.keep"),
-        ({"scrape_loss": 1.0}, r"env\.scrape_loss"),
+        ({"scrape": ScrapeConfig(loss=1.0)}, r"env\.scrape\.loss is 1"),
+        ({"scrape": ScrapeConfig(outage=-0.1)}, r"env\.scrape\.outage is -0"),
+        ({"scrape": ScrapeConfig(window_s=59.0)}, r"env\.scrape\.window_s is 59"),
+        ({"scrape": ScrapeConfig(lag_s=31.0)}, r"env\.scrape\.lag_s is 31"),
+        ({"scrape": ScrapeConfig(interval_s=0.0)}, r"env\.scrape\.interval_s is 0"),
         ({"jitter": -1.0}, r"env\.jitter"),
         ({"randomise": RandomiseConfig(kv=-0.1)}, r"env\.randomise\.kv is -0\.1"),
     ],

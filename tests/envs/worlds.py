@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from envs.config import EnvConfig
+from envs.config import EnvConfig, ScrapeConfig
 from envs.reward import RewardScale
 from policies import build_policy
 from policies.codec import Codec, CodecConfig
@@ -73,7 +73,7 @@ def config(**changes: object) -> EnvConfig:
     defaults: dict[str, object] = {
         "episode_ticks": 40,
         "start_replicas": (1, 5),
-        "scrape_loss": 0.1,
+        "scrape": ScrapeConfig(outage=0.1),
         "jitter": 0.03,
     }
     return EnvConfig(**{**defaults, **changes})  # type: ignore[arg-type]

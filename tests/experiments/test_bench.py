@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from envs.simulator import SCHEDULERS
 from experiments.bench.__main__ import main
 from experiments.bench.compile import first_tick
 from experiments.bench.peers import write_mooncake
@@ -156,3 +157,38 @@ def test_a_fleets_day_is_simulated_part_by_part(capsys: pytest.CaptureFixture[st
     assert figures["finished"] + figures["rejected"] == figures["requests"] > 1000
     assert figures["ttft_p50_s"] > 0
     assert figures["peak_rss_bytes"] > 1e7
+
+
+def test_compares_the_rule_sets_on_one_load(capsys: pytest.CaptureFixture[str]) -> None:
+    load = ["--qps", "50", "--hours", "0.003", "--replicas", "2", "--blocks", "500"]
+    assert main(["rules", *load]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.pop("config")["trace_requests"] == 540
+    roomy, small = figures["8000 KV blocks"], figures["500 KV blocks"]
+    assert {name.split(",")[0] for name in small} == set(SCHEDULERS)
+    for row in [*roomy.values(), *small.values()]:
+        assert row["served"] == 540
+        assert 0 < row["ttft_s"]["p50"] < row["ttft_s"]["p99"] < row["e2e_s"]["p99"]
+    assert all(row["preemptions"] == 0 for row in roomy.values())
+    assert small["vllm-v1"]["preemptions"] > small["vidur-sarathi"]["preemptions"] > 0
+    # It lets in what it has room for, whatever that makes the others wait.
+    assert small["sglang"]["preemptions"] == 0
+    assert small["sglang"]["longest_queue"] > small["vllm-v1"]["longest_queue"]
+
+
+@pytest.mark.parametrize(
+    ("option", "words"),
+    [("--blocks", "--blocks is 0; expected at least 1"), ("--qps", "less than one request")],
+)
+def test_refuses_to_compare_on_nothing(
+    option: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rules", option, "0"]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_an_environment_is_measured_full(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["memory", "--replicas", "2", "--batch-size", "16"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["in_flight"] == 32
+    assert 0 < figures["bytes_at_start"] <= figures["bytes_full"] < 160 * 1024

@@ -118,7 +118,8 @@ def test_tables_hold_every_run_in_order(compared):
     comparison, folder = compared
     requests = pq.read_table(folder / "requests.parquet")
     assert requests.column_names == [
-        *("policy", "seed", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions")
+        *("policy", "seed", "arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions"),
+        *("rejected", "failed"),
     ]
     n = len(comparison.trace)
     assert requests.num_rows == 2 * 3 * n

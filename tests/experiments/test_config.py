@@ -81,6 +81,12 @@ def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_key(wri
         ("run: {tick_s: .nan}", "run.tick_s is nan; expected a finite number"),
         ("run: {jitter: -0.1}", "run.jitter is -0.1; expected 0 to 2"),
         ("run: {slo: {ttft_s: 0}}", "run.slo.ttft_s is 0.0; expected above 0"),
+        ("run: {drain_timeout_s: -1}", "run.drain_timeout_s is -1.0; expected 0 to"),
+        ("run: {startup: hot}", "run.startup is 'hot'; expected one of 'warm', 'normal' or 'cold'"),
+        (
+            "run: {failures: {crash_per_hour: -1}}",
+            "run.failures.crash_per_hour is -1.0; expected 0 to 3600",
+        ),
         ("run: {max_replicas: 0}", "run.max_replicas is 0; expected at least 1"),
         (
             "run: {initial_replicas: 9, max_replicas: 8}",
@@ -100,6 +106,11 @@ def test_every_mistake_is_reported_at_once_with_its_path_and_the_nearest_key(wri
             "sweep.static_counts[1] is 40; expected 1 to run.max_replicas (32)",
         ),
         ("sweep: {hpa_targets: [0]}", "sweep.hpa_targets[0] is 0.0; expected above 0"),
+        (
+            "run: {scrape: {window_s: 30}}",
+            "run.scrape.window_s is 30.0; expected 4 to 240 times interval_s (60 to 3600)",
+        ),
+        ("run: {scrape: {loss: 1}}", "run.scrape.loss is 1.0; expected 0 <= chance < 1"),
         ("statistics: {block_s: 0}", "statistics.block_s is 0.0; expected above 0"),
         ("statistics: {resamples: 9}", "statistics.resamples is 9; expected at least 100"),
     ],

@@ -67,7 +67,7 @@ def target(folder: Path, **changes: object) -> TargetConfig:
 
 
 def test_as_many_requests_and_tokens_are_rebuilt_as_were_sent(ticks):
-    """Of 240 ticks a tenth lost its scrape: the next one stands for it."""
+    """Of 240 ticks a tenth got no answer: the next one stands for it."""
     assert 200 < sum(t.qps is not None for t in ticks) < 235
     trace = rebuilt(logged_load(ticks, tick_s=15.0), seed=1)
     sent = worlds.trace()
@@ -80,7 +80,7 @@ def test_as_many_requests_and_tokens_are_rebuilt_as_were_sent(ticks):
     ):
         # A geometric mean over 14,000 draws spreads by one percent.
         assert rebuilt_tokens.sum() == pytest.approx(tokens[inside].sum(), rel=0.03)
-    assert trace.last_arrival_s == pytest.approx(end, abs=worlds.TICK_S)
+    assert trace.last_arrival_s == pytest.approx(end, abs=2 * worlds.TICK_S)
 
 
 def test_the_ups_and_downs_of_the_load_are_kept(ticks):

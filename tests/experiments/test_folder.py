@@ -88,7 +88,8 @@ def test_a_simulated_run_becomes_four_files(tmp_path, result):
     assert files(out) == ["requests.parquet", "run.json", "summary.json", "ticks.parquet"]
     requests = pq.read_table(out / "requests.parquet")
     assert requests.column_names == [
-        *("arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions")
+        *("arrival_s", "ttft_s", "e2e_s", "tpot_s", "replica", "preemptions"),
+        *("rejected", "failed"),
     ]
     assert np.array_equal(requests["ttft_s"].to_numpy(), result.requests.ttft_s)
     assert requests["replica"].type == "int32"

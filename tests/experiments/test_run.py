@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.config import FailureConfig
 from experiments.config import RunConfig
 from experiments.result import RunResult
 from experiments.run import run, target_knobs
+from experiments.summary import figures_of
 from policies import RulePolicy, StaticRule, build_policy
 from tests.envs import worlds
 from tuner.core.gaps import treat_gaps
@@ -55,6 +57,42 @@ def test_ticks_inside_a_masked_gap_cost_nothing():
     # Whole ticks are left out: up to one more at each end.
     assert gap.length_s <= saved_s <= gap.length_s + 2 * CONFIG.tick_s
     assert left_out.span_s == pytest.approx(counted.span_s - gap.length_s)
+
+
+def test_failures_that_were_asked_for_end_requests_and_count_as_missed():
+    trace = worlds.trace(seconds=1000.0)
+    well = run_static(trace)
+    assert not well.requests.failed.any()
+    ill = run_static(trace, failures=FailureConfig(crash_per_hour=30.0))
+    failed = ill.requests.failed
+    assert failed.any()
+    assert np.isnan(ill.requests.e2e_s[failed]).all()
+    assert (ill.requests.finished ^ failed).all()
+    assert not ill.requests.met(CONFIG.slo)[failed].any()
+    assert ill.ticks.missed.sum() == (~ill.requests.met(CONFIG.slo)).sum()
+    assert ill.replica_hours == pytest.approx(well.replica_hours)  # they are held all the same
+
+
+def test_a_unit_of_several_nodes_is_billed_with_all_its_gpus():
+    trace = worlds.trace(seconds=300.0)
+    profile = replace(worlds.PROFILE, gpus_per_replica=16)
+    knobs = target_knobs(profile, max_replicas=6)
+    policy = build_policy("static", {"replicas": 5}, knobs, tick_s=15.0)
+    config = replace(CONFIG, initial_replicas=2)
+    result = run(trace, profile, policy, config=config, seed=1, fallback=policy)
+    hours = trace.last_arrival_s / 3600
+    late_hours = (trace.last_arrival_s - 15.0) / 3600  # three start at the first tick, and are held
+    assert result.replica_hours == pytest.approx(2 * hours + 3 * late_hours)
+    assert result.gpu_hours == pytest.approx(16 * result.replica_hours)
+    assert figures_of(result, config.slo).gpu_hours == result.gpu_hours
+
+
+def test_a_batch_size_that_needs_a_start_is_told_from_one_that_moves():
+    hot = target_knobs(worlds.PROFILE, max_replicas=6)["batch_size"]
+    assert (hot.applied, hot.low, hot.high) == ("hot", 1, 32)
+    limits = replace(worlds.PROFILE.limits, batch_size_applied="restart", batch_size_oom=24)
+    cold = target_knobs(replace(worlds.PROFILE, limits=limits), max_replicas=6)["batch_size"]
+    assert (cold.applied, cold.low, cold.high, cold.default) == ("restart", 1, 32, 24)
 
 
 def test_one_seed_gives_one_result():

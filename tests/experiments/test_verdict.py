@@ -2,8 +2,9 @@ from dataclasses import fields, replace
 
 import pytest
 
+from envs.config import FailureConfig
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
-from experiments.config import CompareConfig
+from experiments.config import CompareConfig, RunConfig
 from experiments.job import RunDigest
 from experiments.summary import METRICS, Figures
 from experiments.sweep import Point, Sweep
@@ -180,6 +181,21 @@ def test_notes_on_hindsight_seeds_span_gaps_and_pinned_knobs():
     assert "The load lasts 20 min: fewer than 8 blocks of 1 h" in found
     assert "The recording is silent for 2 min in 1 span;" in found
     assert "The knob threads is pinned: the profile has no frontend." in found
+
+
+def test_a_world_that_was_asked_to_go_wrong_is_told():
+    run = RunConfig(
+        startup="cold",
+        drain_timeout_s=180.0,
+        failures=FailureConfig(crash_per_hour=0.01, slow_replica=0.1),
+    )
+    plain = comparison(-3, -10)
+    assert "crash" not in " ".join(notes(plain))
+    found = " ".join(notes(replace(plain, config=replace(plain.config, run=run))))
+    assert "the named start cold, not by the profile's own" in found
+    assert "What a leaving replica has not answered within 3 min fails." in found
+    assert "Serving replicas crash 0.01 times an hour; what they have fails" in found
+    assert "With a chance of 0.1 one replica of a run is slower by a factor of 1.2 to 2." in found
 
 
 def test_rules_tuned_elsewhere_are_not_called_hindsight():

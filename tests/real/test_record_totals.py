@@ -35,7 +35,7 @@ targets:
 
 def test_totals_equal_the_counters_over_restarts_of_prometheus_and_of_an_engine(tmp_path):
     began_s = time.time()
-    engines = [LiveEngine(30.0), LiveEngine(20.0, restart_at=8)]
+    engines = [LiveEngine(30.0), LiveEngine(20.0, restart_at=9)]
     out, config = tmp_path / "telemetry.parquet", tmp_path / "tuner.yaml"
 
     def scraped(times: int) -> None:
@@ -56,14 +56,14 @@ def test_totals_equal_the_counters_over_restarts_of_prometheus_and_of_an_engine(
             Scrape(url.removeprefix("http://"), {"pod": f"r{index}", "app": "r1"})
             for index, url in enumerate(urls)
         ]
-        server = parts.enter_context(Prometheus(tmp_path / "server", scrapes, interval_s=1.0))
+        server = parts.enter_context(Prometheus(tmp_path / "server", scrapes, interval_s=0.5))
         config.write_text(CONFIG.format(url=server.url))
-        scraped(4)
+        scraped(6)
         first = record("--since", f"{time.time() - began_s + 5:.0f}s")
         server.stop()
         # The engines go on while nobody looks.
         server.start()
-        scraped(4)
+        scraped(6)
         for engine in engines:
             engine.rest()
         scraped(2)

@@ -64,13 +64,16 @@ def with_startup(profile: ServingProfile, name: StartupName | None) -> ServingPr
         return profile
     own = profile.startup
     startup = replace(STARTUPS[name], warmup_request_s=own.warmup_request_s if own else 0.0)
-    origin = {
-        key: words
-        for key, words in profile.origin.items()
-        if key.split(".")[0] != "startup" or key == "startup.warmup_request_s"
-    }
+    origin = {key: words for key, words in profile.origin.items() if not _is_replaced(key)}
+    assumed = (key for key in profile.assumed if not _is_replaced(key))
     return replace(
         profile,
         startup=startup,
         origin=origin | {"startup": f"The named start {name!r}, in place of the profile's own."},
+        assumed=(*assumed, "startup.stages"),
     )
+
+
+def _is_replaced(key: str) -> bool:
+    """Whether a key of a profile is about the start that a named one stands in for."""
+    return key.split(".")[0] == "startup" and key != "startup.warmup_request_s"

@@ -45,6 +45,7 @@ class Request:
     given: int = 0
     rejected: bool = False
     failed: bool = False
+    warmth: float = 1.0
 
     @property
     def total(self) -> int:
@@ -69,6 +70,7 @@ class Replica:
     batch: list[Request] = field(default_factory=list)
     free: int = 0
     admitted: float = 0
+    taken: float = 0
     iteration_s: float = math.nan
     due_s: float = math.inf
     workers: list[float] = field(default_factory=list)
@@ -153,7 +155,7 @@ class Oracle:
                 continue
             self._boot(replica)
             self._get_ready(replica)
-            replica.admitted = math.inf
+            replica.admitted = replica.taken = math.inf
 
     # time
 
@@ -251,6 +253,8 @@ class Oracle:
             self._reject(request)
             return
         request.replica = chosen.slot
+        request.warmth = min(1.0, chosen.taken / (self.blocks * self.kv.block_tokens))
+        chosen.taken += request.prompt
         request.visible_s = self._through_frontend(chosen, request)
         chosen.queue.append(request)
         self._entered(chosen, request)
@@ -536,6 +540,7 @@ class Oracle:
         replica.workers = [-math.inf] * self.threads
         replica.last_visible_s = -math.inf
         replica.kill_s = math.inf
+        replica.taken = 0
 
     def _start(self, replica: Replica) -> None:
         """A new pod: every stage."""
@@ -577,13 +582,16 @@ class Oracle:
             request.failed = True
             self.sums.failed += 1
             self.sums.missed += not request.ttft_s > self.slo.ttft_s
-        replica.running.clear()
-        replica.queue.clear()
-        replica.batch = []
+        self._drop(replica)
         if replica.state == "ready":
             self._restart_container(replica)
         else:
             self._leave_if_empty(replica)
+
+    def _drop(self, replica: Replica) -> None:
+        replica.running.clear()
+        replica.queue.clear()
+        replica.batch = []
 
     def _get_ready(self, replica: Replica) -> None:
         replica.state = "ready"

@@ -41,7 +41,7 @@ class Batch:
     shares: list[Share] = field(default_factory=list)
     budget: int = 0
     limit: float = math.inf
-    preempted: int = 0
+    victims: list[Request] = field(default_factory=list)
 
 
 @dataclass
@@ -78,6 +78,13 @@ class VllmOracle(Oracle):
         self.engines[replica.slot] = Engine(free=self.blocks)
         super()._boot(replica)
 
+    def _drop(self, replica: Replica) -> None:
+        for batch in list(self.engines[replica.slot].pipeline)[1:]:
+            for request in batch.victims:  # of a batch that never started
+                request.preemptions -= 1
+        self.engines[replica.slot] = Engine(free=self.blocks)
+        super()._drop(replica)
+
     # time
 
     def _pass_time(self, to_s: float) -> None:
@@ -113,7 +120,7 @@ class VllmOracle(Oracle):
         elif engine.formed_s == self.now_s:  # here by the moment at which the batch was formed
             batch = engine.pipeline[0]
             batch.limit = self._limit(chosen)
-            if not batch.preempted:
+            if not batch.victims:
                 self._admit_into(batch, chosen)
             self._launch(chosen, batch)
 
@@ -132,7 +139,7 @@ class VllmOracle(Oracle):
                     return
                 engine.pipeline.append(self._schedule(replica))
                 engine.formed_s = self.now_s
-            self.sums.preemptions += engine.pipeline[0].preempted
+            self.sums.preemptions += len(engine.pipeline[0].victims)
             if engine.pipeline[0].shares:
                 break
             engine.pipeline.popleft()  # nothing to compute: over at once
@@ -188,15 +195,15 @@ class VllmOracle(Oracle):
             known = request.prompt + request.given + coming[request.number]
             tokens = int(min(known - request.done, batch.limit, batch.budget))
             while not self._allocate(replica, request, request.done + tokens):
-                self._preempt(replica, replica.running.pop())
-                batch.preempted += 1
+                batch.victims.append(replica.running.pop())
+                self._preempt(replica, batch.victims[-1])
                 if request not in replica.running:
                     break
             if request not in replica.running:
                 break
             self._share(batch, replica, request, tokens)
             index += 1
-        if not batch.preempted:
+        if not batch.victims:
             self._admit_into(batch, replica)
         return batch
 
@@ -208,7 +215,8 @@ class VllmOracle(Oracle):
                 break
             head = replica.queue[0]
             known = head.prompt + head.given
-            hit = min(self.hits.get(head.number, 0), known - 1) // size * size
+            hit = int(self.hits.get(head.number, 0) * head.warmth)
+            hit = min(hit, known - 1) // size * size
             tokens = int(min(known - hit, batch.limit, batch.budget))
             reserved = self.kv.watermark_blocks if replica.running else 0
             if (

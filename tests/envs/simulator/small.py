@@ -10,6 +10,7 @@ import numpy as np
 
 from envs.simulator import EnvFactors, Fleet, FleetSettings
 from tests.envs.simulator.oracle import Oracle
+from tests.envs.simulator.oracle_sglang import SglangOracle
 from tests.envs.simulator.oracle_vllm import VllmOracle
 from tuner.core.profile import (
     EngineLimits,
@@ -129,7 +130,11 @@ def fleet(case: Case, *, n: int = 1, threads: int = 1, jitter: float = 0.0) -> F
     return made
 
 
-ORACLES: dict[str, type[Oracle]] = {"vidur-sarathi": Oracle, "vllm-v1": VllmOracle}
+ORACLES: dict[str, type[Oracle]] = {
+    "sglang": SglangOracle,
+    "vidur-sarathi": Oracle,
+    "vllm-v1": VllmOracle,
+}
 
 
 def oracle(case: Case) -> Oracle:

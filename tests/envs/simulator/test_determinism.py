@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
+from envs.config import ScrapeConfig
 from envs.simulator import Fleet, FleetSettings, events
 from tests.envs.simulator import small
 from tests.envs.simulator.small import PROFILE, Case
@@ -49,6 +51,8 @@ def run(fleet: Fleet, first: int = 0) -> list[np.ndarray]:
         fleet.advance(border_s)
         seen.extend(fleet.window())
         seen.extend(fleet.gauges())
+        seen.extend(fleet.counters())
+        seen.extend(fleet.seen()[:-1])  # the last is working space
         fleet.apply(settings_at(step, fleet.n, first))
     fleet.advance(2000.0)
     for name in ("ttft_s", "e2e_s", "replica", "preemptions"):
@@ -69,6 +73,7 @@ def varied_fleet(n: int, first: int = 0, threads: int = 1, jitter: float = 0.2) 
         slots=case.slots,
         jitter=jitter,
         record=True,
+        scrape=ScrapeConfig(interval_s=0.4, window_s=1.7, lag_s=0.1, loss=0.2),
         threads=threads,
     )
     fleet.reset(
@@ -159,6 +164,10 @@ def test_jitter_has_mean_one_and_averages_out_over_the_iterations_of_a_run() -> 
     spread = np.sqrt(np.expm1(0.4**2))
     assert seen.ttft_s.mean() == pytest.approx(0.01, rel=4 * spread / np.sqrt(4000))
     assert seen.ttft_s.std() == pytest.approx(0.01 * spread, rel=0.1)
+    normal = (np.log(seen.ttft_s / 0.01) + 0.5 * 0.4**2) / 0.4
+    for share in (0.01, 0.16, 0.5, 0.84, 0.99):
+        quantile = NormalDist().inv_cdf(share)
+        assert np.mean(normal < quantile) == pytest.approx(share, abs=0.02), share
     decode_s = seen.e2e_s - seen.ttft_s
     assert decode_s.mean() == pytest.approx(1.0, rel=0.003)
     assert decode_s.std() == pytest.approx(0.04, rel=0.1)

@@ -13,6 +13,7 @@ from tests.envs.simulator import small
 from tests.envs.simulator.oracle_draws import normal, truncated_normal
 from tests.envs.simulator.small import PROFILE, Case
 from tuner.core.profile import Frontend, KvCache, Stage, Stages, Startup, StepTime
+from tuner.data.startups import with_startup
 
 STEADY = replace(PROFILE, step_time=StepTime(base_s=0.01))
 """Every iteration takes 0.01 s."""
@@ -88,6 +89,37 @@ def test_cold_start_draws_are_truncated_and_normal() -> None:
     assert np.abs(draws).max() <= 3.0
     assert draws.mean() == pytest.approx(0.0, abs=0.02)
     assert draws.std() == pytest.approx(0.987, abs=0.01)  # of a normal truncated at 3
+
+
+@pytest.mark.parametrize(("name", "median_s"), [("warm", 120), ("normal", 480), ("cold", 1200)])
+def test_a_named_start_has_its_median_and_two_thirds_within_30_percent(name, median_s) -> None:
+    # One replica is asked for in each of n fleets; shares of them within 3.5 standard errors.
+    n = 3000
+    profile = with_startup(STEADY, name)
+    seeds = np.arange(n, dtype=np.uint64)
+    fleet = Fleet(FAR, profile, seeds=seeds, slots=1)
+    nobody = small.settings(small.tick(replicas=0), n)
+    fleet.reset(slice(None), start_s=0.0, seeds=seeds, settings=nobody)
+    fleet.apply(small.settings(small.tick(), n))
+    ready = []
+    for share in (0.7, 1.0, 1.3):
+        fleet.advance(share * median_s)
+        ready.append(fleet.gauges().ready.mean())
+    assert ready[1] == pytest.approx(0.5, abs=3.5 * math.sqrt(0.25 / n))
+    assert ready[2] - ready[0] == pytest.approx(0.68, abs=0.04)
+
+
+def test_the_stages_of_a_start_are_drawn_one_by_one() -> None:
+    stages = Stages(Stage(1.0, 0.5), Stage(2.0, 0.1), Stage(30.0, 0.3), Stage(4.0))
+    fleet = small.fleet(replace(cold(stages=stages), seed=5))
+    put(fleet, replicas=2)
+    draws = [truncated_normal(5, 1, place) for place in range(4)]
+    one_by_one = zip((1.0, 2.0, 30.0, 4.0), (0.5, 0.1, 0.3, 0.0), draws, strict=True)
+    ready_s = sum(median_s * math.exp(spread * draw) for median_s, spread, draw in one_by_one)
+    fleet.advance(ready_s - 1e-6)
+    assert states(fleet)[1] == STARTING
+    fleet.advance(ready_s + 1e-6)
+    assert states(fleet)[1] == READY
 
 
 def test_going_down_takes_the_newest_starts_first_and_at_once() -> None:
@@ -174,12 +206,25 @@ def test_the_first_requests_of_a_new_replica_run_slowly() -> None:
     np.testing.assert_allclose(fleet.requests().ttft_s, [0.1, 0.1, 0.02, 0.01])
 
 
+@pytest.mark.parametrize(
+    ("warmups", "seconds"), [(1, 5.0), (2, 10.0), (3, 11.0), (5, 12.0)], ids=str
+)
+def test_warm_up_requests_climb_the_ramp_before_the_replica_is_ready(warmups, seconds) -> None:
+    # Half a second each at full speed: 5 s at a tenth of it, 1 s at half.
+    fleet = small.fleet(cold(ramp=((2, 0.1), (1, 0.5))))
+    put(fleet, replicas=2, warmup_requests=warmups)
+    fleet.advance(10.0 + seconds - 1e-6)
+    assert states(fleet)[:2] == [READY, WARMING]
+    fleet.advance(10.0 + seconds + 1e-6)
+    assert states(fleet)[:2] == [READY, READY]
+
+
 def test_warm_up_requests_use_up_the_ramp() -> None:
-    rows = [(20.0 + k, 5, 1) for k in range(4)]
+    rows = [(30.0 + k, 5, 1) for k in range(4)]
     case = replace(cold(ramp=((2, 0.1), (1, 0.5))), trace=small.trace(rows))
     fleet = small.fleet(replace(case, ticks=(small.tick(replicas=0),)))
     put(fleet, replicas=1, warmup_requests=2)
-    fleet.advance(30.0)
+    fleet.advance(40.0)
     np.testing.assert_allclose(fleet.requests().ttft_s, [0.02, 0.01, 0.01, 0.01])
 
 

@@ -15,6 +15,9 @@ STEP_S = 0.25
 STEPS = 100
 END_S = 2000.0
 
+PREEMPTING = {"sglang": {"max_new_tokens": 1, "schedule_conservativeness": 0.01}}
+"""Options under which a rule-set that guards against it takes in more than it can hold."""
+
 
 def busy_fleet(scheduler: str, n: int = 1, first: int = 0, threads: int = 1) -> Fleet:
     """Envs under more load than their blocks hold, with hits, a frontend and a ramp; env e is
@@ -24,7 +27,10 @@ def busy_fleet(scheduler: str, n: int = 1, first: int = 0, threads: int = 1) -> 
     prompts[::97] = 700  # more than a replica can hold
     trace = replace(case.trace, prompt_tokens=prompts, prefix_hit_tokens=prompts // 3)
     profile = replace(
-        case.profile, scheduler=scheduler, kv=replace(case.profile.kv, prefix_cache=True)
+        case.profile,
+        scheduler=scheduler,
+        kv=replace(case.profile.kv, prefix_cache=True),
+        scheduler_options=PREEMPTING.get(scheduler, {}),
     )
     env = np.arange(first, first + n)
     seeds = env.astype(np.uint64) * np.uint64(977)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,12 +14,11 @@ from envs.simulator import EnvFactors
 from tests.envs.simulator import small
 from tests.envs.simulator.small import PROFILE, Case
 from tests.envs.simulator.test_exactness import assert_same_requests, cases, run_both
+from tests.envs.simulator.worked import TEN_MS, Worked, check
 from tuner.core.errors import ProfileError
 from tuner.core.profile import EngineLimits, KvCache, ServingProfile, StepTime
 
 SYNC = {"async": False}
-TEN_MS = StepTime(base_s=0.01, per_prefill_token_s=1e-4)
-"""10 ms per step and 0.1 ms per prompt token in it."""
 
 
 def profile(
@@ -43,21 +42,6 @@ def profile(
     )
 
 
-@dataclass(frozen=True)
-class Worked:
-    """Requests on one replica, and what becomes of them; times in ms from the start."""
-
-    rows: tuple[tuple[float, int, int], ...]
-    """Arrival in ms, prompt, output."""
-    first_ms: tuple[float, ...]
-    """When each first token comes, not from its arrival."""
-    end_ms: tuple[float, ...]
-    profile: ServingProfile = field(default_factory=profile)
-    preemptions: tuple[int, ...] | None = None
-    hits: tuple[int, ...] | None = None
-    batch_size: int = 4
-
-
 # Two requests decode from 14 ms on, the second ends with the step that ends at 24 ms; a third has
 # waited for its place since 1 ms.
 PLACE = ((0.0, 20, 8), (0.0, 20, 2), (1.0, 20, 1))
@@ -66,11 +50,11 @@ CHUNKS = ((0.0, 12, 4), (0.0, 16, 1))
 
 WORKED = {
     # 64 tokens until 16.4 ms, 36 until 30: no token before the prompt is done. Decodes of 10 ms.
-    "a prompt in two chunks": Worked(((0.0, 100, 3),), (30.0,), (50.0,)),
+    "a prompt in two chunks": Worked(((0.0, 100, 3),), (30.0,), (50.0,), profile()),
     # Steps of the first: 0-12 (prompt), 12-22, 22-32, ... The second comes during step 2. It joins
     # step 4, formed at 22 while step 3 starts: 32-45. Every step is also a token of the first.
     "an arrival joins the step after the next": Worked(
-        ((0.0, 20, 10), (15.0, 30, 1)), (12.0, 45.0), (105.0, 45.0)
+        ((0.0, 20, 10), (15.0, 30, 1)), (12.0, 45.0), (105.0, 45.0), profile()
     ),
     # Step 3 takes it in: 22-35.
     "without async it joins the next": Worked(
@@ -218,17 +202,7 @@ WORKED = {
 
 @pytest.mark.parametrize("worked", WORKED.values(), ids=WORKED.keys())
 def test_worked_cases(worked: Worked) -> None:
-    rows = [(at_ms / 1e3, prompt, output) for at_ms, prompt, output in worked.rows]
-    tick = small.tick(batch_size=worked.batch_size)
-    case = Case(small.trace(rows, worked.hits), worked.profile, (tick,), slots=1, end_s=10.0)
-    fleet, oracle = run_both(case)
-    assert_same_requests(fleet, oracle)
-    seen = fleet.requests()
-    arrival_ms = 1e3 * case.trace.arrival_s
-    np.testing.assert_allclose(arrival_ms + 1e3 * seen.ttft_s, worked.first_ms, atol=1e-9)
-    np.testing.assert_allclose(arrival_ms + 1e3 * seen.e2e_s, worked.end_ms, atol=1e-9)
-    if worked.preemptions is not None:
-        assert seen.preemptions.tolist() == list(worked.preemptions)
+    check(worked)
 
 
 @st.composite
@@ -259,7 +233,8 @@ def vllm_cases(draw: st.DrawFn) -> Case:
 def test_equals_the_naive_loop(case: Case) -> None:
     fleet, oracle = run_both(case)
     assert_same_requests(fleet, oracle)
-    assert fleet.done()[0]
+    # Where no start succeeds, requests wait for ever.
+    assert fleet.done()[0] or case.profile.limits.batch_size_oom is not None
     event(f"async: {case.profile.scheduler_options['async']}")
     event(f"preemptions: {min(oracle.sums.preemptions, 10)}")
     event(f"rejected: {oracle.sums.rejected > 0}")

@@ -7,7 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from envs.simulator import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S, Fleet, Window
+from envs.simulator import (
+    E2E_BOUNDS_S,
+    FIRST_BUCKET,
+    TPOT_BOUNDS_S,
+    TTFT_BOUNDS_S,
+    Fleet,
+    Window,
+)
 from tests.envs.simulator import small
 from tests.envs.simulator.small import PROFILE, Case
 from tests.envs.simulator.test_determinism import busy_case, settings_at
@@ -75,26 +82,52 @@ def test_everything_is_free_when_all_requests_have_ended(
     assert gauges.replica_queued_prompt_tokens.sum() == 0
 
 
+@pytest.fixture(scope="module")
+def steady() -> tuple[Case, Fleet]:
+    """The same load on four replicas that stay, to its end."""
+    case = replace(busy_case(), ticks=(small.tick(replicas=4, threads=2),))
+    fleet = small.fleet(case)
+    fleet.advance(2000.0)
+    return case, fleet
+
+
+def test_each_engine_counts_the_requests_of_its_replica(steady: tuple[Case, Fleet]) -> None:
+    case, fleet = steady
+    seen, counters = fleet.requests(), fleet.counters()
+    for slot in range(case.slots):
+        mine = seen.replica == slot
+        assert counters.finished[0, slot] == mine.sum() > 0
+        assert counters.prompt_tokens[0, slot] == case.trace.prompt_tokens[mine].sum()
+        assert counters.output_tokens[0, slot] == case.trace.output_tokens[mine].sum()
+        assert counters.preemptions[0, slot] == seen.preemptions[mine].sum() > 0
+
+
 @pytest.mark.parametrize(
-    ("histogram", "column", "bounds_s"),
-    [
-        ("ttft_hist", "ttft_s", TTFT_BOUNDS_S),
-        ("tpot_hist", "tpot_s", TPOT_BOUNDS_S),
-        ("e2e_hist", "e2e_s", E2E_BOUNDS_S),
-    ],
+    ("kind", "column", "bounds_s"),
+    [(0, "ttft_s", TTFT_BOUNDS_S), (1, "tpot_s", TPOT_BOUNDS_S), (2, "e2e_s", E2E_BOUNDS_S)],
 )
 def test_histograms_count_the_requests(
-    run: tuple[Case, Fleet, list[Window]], histogram: str, column: str, bounds_s: np.ndarray
+    steady: tuple[Case, Fleet], kind: int, column: str, bounds_s: np.ndarray
 ) -> None:
-    case, fleet, windows = run
-    values = getattr(fleet.requests(), column)
-    counted = np.isfinite(values)
-    if column == "tpot_s":
-        counted &= case.trace.output_tokens > 1
-    expected, _ = np.histogram(values[counted], bins=[0.0, *bounds_s, np.inf])
-    np.testing.assert_array_equal(
-        sum(getattr(window, histogram)[0] for window in windows), expected
-    )
+    case, fleet = steady
+    seen, counts = fleet.requests(), fleet.counters().counts[0]
+    for slot in range(case.slots):
+        counted = seen.replica == slot
+        if column == "tpot_s":
+            counted &= case.trace.output_tokens > 1
+        expected, _ = np.histogram(getattr(seen, column)[counted], bins=[0.0, *bounds_s, np.inf])
+        first = FIRST_BUCKET[kind]
+        np.testing.assert_array_equal(counts[slot, first : first + len(expected)], expected)
+
+
+def test_a_replica_that_starts_anew_counts_from_zero() -> None:
+    fleet = small.fleet(Case(small.trace([(0.0, 5, 9)]), PROFILE, (small.tick(),), slots=1))
+    fleet.advance(10.0)
+    assert fleet.counters().output_tokens[0, 0] == 9
+    for replicas in (0, 1):
+        fleet.apply(small.settings(small.tick(replicas=replicas)))
+    for values in fleet.counters():
+        assert not values.any()
 
 
 def test_a_value_on_a_bound_counts_below_it() -> None:
@@ -103,7 +136,7 @@ def test_a_value_on_a_bound_counts_below_it() -> None:
     fleet = small.fleet(Case(small.trace([(0.0, 5, 1)]), profile, (small.tick(),)))
     fleet.advance(1.0)
     assert fleet.requests().ttft_s[0] == 0.01
-    assert np.flatnonzero(fleet.window().ttft_hist[0]) == [2]
+    assert np.flatnonzero(fleet.counters().counts[0, 0, : FIRST_BUCKET[1]]) == [2]
     assert TTFT_BOUNDS_S[2] == 0.01
 
 
@@ -122,7 +155,9 @@ def test_a_request_of_one_token_has_no_tpot_and_meets_it() -> None:
     fleet = small.fleet(Case(small.trace([(0.0, 5, 1)]), PROFILE, (small.tick(),)))
     fleet.advance(1.0)
     window = fleet.window()
-    assert (window.met[0], window.tpot_hist.sum(), window.e2e_hist.sum()) == (1, 0, 1)
+    counts = fleet.counters().counts[0, 0]
+    tpot, e2e = FIRST_BUCKET[1:]
+    assert (window.met[0], counts[tpot:e2e].sum(), counts[e2e:].sum()) == (1, 0, 1)
     assert fleet.requests().tpot_s[0] == 0.0
 
 
@@ -130,13 +165,15 @@ def test_tokens_of_a_run_count_in_the_window_in_which_they_come() -> None:
     # Prompt of 5: first token at 0.01 s, then one every 0.01 s.
     profile = replace(PROFILE, step_time=StepTime(base_s=0.01))
     fleet = small.fleet(Case(small.trace([(0.0, 5, 10)]), profile, (small.tick(),)))
-    tokens, busy_s = [], []
+    tokens, busy_s, counted = [], [], []
     for at_s in (0.035, 0.036, 0.085, 0.2):
         fleet.advance(at_s)
+        counted.append(int(fleet.counters().output_tokens[0, 0]))
         window = fleet.window()
         tokens.append(int(window.output_tokens[0]))
         busy_s.append(window.busy_s[0])
     assert tokens == [3, 0, 5, 2]
+    assert counted == [3, 3, 8, 10]
     np.testing.assert_allclose(busy_s, [0.035, 0.001, 0.049, 0.015], atol=1e-12)
 
 

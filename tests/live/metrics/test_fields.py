@@ -5,13 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from envs.simulator.buckets import E2E_BOUNDS_S, TPOT_BOUNDS_S, TTFT_BOUNDS_S
-from envs.simulator.fleet import Fleet, FleetSettings
-from envs.simulator.observe import values_of
-from tests.envs import worlds
 from tests.live.engine_page import SUCCESS, VLLM
 from tuner.core.faults import FaultReason
-from tuner.core.observation import COLUMN
 from tuner.engines.engine import Metrics, Series
 from tuner.live.metrics.fields import Traffic, fields_of, wanted_names
 from tuner.live.metrics.samples import SampleSeries
@@ -363,98 +358,3 @@ def test_nothing_seen_is_nothing_measured():
 def test_the_names_to_ask_for_are_those_of_the_engine_and_the_buckets():
     metrics = Metrics(path="/", finished=(Series("b"),), running=Series("a"), e2e_s=Series("c"))
     assert wanted_names(metrics) == ("a", "b", "c_bucket")
-
-
-def test_the_same_requests_look_alike_live_and_simulated():
-    """A simulated fleet, watched by its own observation and through the pages it would have."""
-    trace = worlds.trace(seconds=900.0, qps=3.0)
-    fleet = Fleet(trace, worlds.PROFILE, seeds=np.zeros(1, np.uint64), slots=2, record=True)
-    two = np.full(1, 2)
-    fleet.reset(
-        slice(None),
-        start_s=np.zeros(1),
-        seeds=np.ones(1, np.uint64),
-        settings=FleetSettings(
-            replicas=two, batch_size=two * 4, threads=two // 2, warmup_requests=two * 0
-        ),
-    )
-    pages = _Pages(trace)
-    for look in range(1, 9):
-        fleet.advance(60.0 * look)
-        gauges, window = fleet.gauges(), fleet.window()
-        simulated = values_of(window, gauges)[0]
-        rows = pages.seen(fleet.requests(), 60.0 * (look - 1), 60.0 * look, window, gauges)
-        live = fields_of(rows, pages.METRICS, at_s=60.0 * look).values
-        for name in pages.COMPARED:
-            assert live.get(name, np.nan) == pytest.approx(
-                simulated[COLUMN[name]], rel=1e-9, nan_ok=True
-            ), name
-    assert simulated[COLUMN["ttft_p99_s"]] > 0
-
-
-class _Pages:
-    """Two samples of what vLLM would show of a simulated fleet, from each request's outcome."""
-
-    METRICS = Metrics(
-        path="/metrics",
-        arrived=(Series("arrived"),),
-        finished=(Series("finished"),),
-        failed=(Series("failed"),),
-        prompt_tokens=Series("prompts"),
-        output_tokens=Series("outputs"),
-        running=Series("running"),
-        waiting=Series("waiting"),
-        kv_cache_usage=Series("kv"),
-        ttft_s=Series("ttft"),
-        tpot_s=Series("tpot"),
-        e2e_s=Series("e2e"),
-    )
-    COMPARED = (
-        *("qps", "prompt_tokens_per_s", "output_tokens_per_s", "error_rate"),
-        *("ttft_p50_s", "ttft_p95_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p99_s"),
-        *("running", "queue_depth", "in_flight", "kv_cache_usage"),
-    )
-
-    def __init__(self, trace) -> None:
-        self._trace = trace
-        self._outputs = 0.0
-
-    def seen(self, requests, from_s, to_s, window, gauges) -> list[SampleSeries]:
-        first_s = self._trace.arrival_s + requests.ttft_s
-        last_s = self._trace.arrival_s + requests.e2e_s
-        outputs, self._outputs = self._outputs, self._outputs + float(window.output_tokens[0])
-        rows = [
-            series("outputs", "r0", [from_s, to_s], [outputs, self._outputs]),
-            series(
-                "arrived", "r0", [from_s, to_s], self._until(self._trace.arrival_s, from_s, to_s)
-            ),
-            series("failed", "r0", [from_s, to_s], [0, 0]),
-        ]
-        for slot in range(2):
-            mine = requests.replica == slot
-            replica = f"r{slot}"
-            pair = [from_s, to_s]
-            done = self._until(last_s[mine], from_s, to_s)
-            prompts = self._trace.prompt_tokens[mine]
-            rows += [
-                series("finished", replica, pair, done),
-                series("prompts", replica, pair, [prompts[first_s[mine] <= t].sum() for t in pair]),
-                series("running", replica, pair, [0, gauges.replica_running[0, slot]]),
-                series("waiting", replica, pair, [0, gauges.replica_queue_depth[0, slot]]),
-                series("kv", replica, pair, [0, gauges.replica_kv_cache_usage[0, slot]]),
-            ]
-            many = self._trace.output_tokens > 1
-            for name, values, seen_s, bounds in (
-                ("ttft", requests.ttft_s, np.where(mine, first_s, np.nan), TTFT_BOUNDS_S),
-                ("tpot", requests.tpot_s, np.where(mine & many, last_s, np.nan), TPOT_BOUNDS_S),
-                ("e2e", requests.e2e_s, np.where(mine, last_s, np.nan), E2E_BOUNDS_S),
-            ):
-                for bound in (*bounds, np.inf):
-                    below = self._until(seen_s[values <= bound], from_s, to_s)
-                    le = "+Inf" if np.isinf(bound) else str(bound)
-                    rows.append(series(f"{name}_bucket", replica, pair, below, le=le))
-        return rows
-
-    @staticmethod
-    def _until(times, from_s: float, to_s: float) -> list[float]:
-        return [float((times <= from_s).sum()), float((times <= to_s).sum())]

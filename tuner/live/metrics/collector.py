@@ -71,6 +71,7 @@ class Collector:
         self._extras = tuple(extras)
         self._probe = probe
         self._member_s: dict[str, float] = {}
+        self._present: set[str] = set()
         self._ready_since_s: dict[str, float] = {}
         self._watched_since_s: float | None = None
 
@@ -130,8 +131,10 @@ class Collector:
         """Who belongs, and since when each is ready."""
         if self._watched_since_s is None:
             self._watched_since_s = at_s
-        for member in members:
-            self._member_s[member.name] = at_s
+        # One that is missing was here until the look before, and may have been until just now.
+        for name in self._present | {member.name for member in members}:
+            self._member_s[name] = at_s
+        self._present = {member.name for member in members}
         ready = {member.name for member in members if member.state is ReplicaState.READY}
         self._ready_since_s = {name: self._ready_since_s.get(name, at_s) for name in ready}
         self._member_s = {

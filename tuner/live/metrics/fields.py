@@ -23,25 +23,11 @@ import numpy as np
 
 from tuner.core.errors import TunerError
 from tuner.core.faults import Fault, FaultReason
-from tuner.core.histograms import histogram_quantile
+from tuner.core.histograms import histogram_quantiles
 from tuner.core.protocols import FloatArray
+from tuner.core.scrapes import QUANTILES, SILENT_INTERVALS
 from tuner.engines.engine import Metrics, Series
 from tuner.live.metrics.samples import SampleSeries
-
-SILENT_INTERVALS = 2.5
-"""A page without a sample for so many scrape intervals is silent: its gauges count no more, and at
-the edge of a window its replica was away. One lost scrape on top of the phase is not enough: taken
-for absence it would lower every rate by an interval's share of the window."""
-
-QUANTILES: Mapping[str, tuple[str, float]] = {
-    "ttft_p50_s": ("ttft_s", 0.50),
-    "ttft_p95_s": ("ttft_s", 0.95),
-    "ttft_p99_s": ("ttft_s", 0.99),
-    "tpot_p50_s": ("tpot_s", 0.50),
-    "tpot_p99_s": ("tpot_s", 0.99),
-    "e2e_p99_s": ("e2e_s", 0.99),
-}
-"""Field -> histogram of `Metrics`, and the quantile to read off it."""
 
 HISTOGRAMS = ("ttft_s", "tpot_s", "e2e_s", "prompt_length", "output_length")
 """The histograms of `Metrics`."""
@@ -444,9 +430,10 @@ def _latencies(draft: _Draft, samples: Samples, metrics: Metrics, source: str) -
 
 
 def _quantiles(draft: _Draft, kind: str, found: Histogram, rows: Sequence[SampleSeries]) -> None:
-    for name, (of, q) in QUANTILES.items():
-        if of == kind:
-            draft.put(name, histogram_quantile(q, found.bounds, found.counts[None, :])[0], rows)
+    asked = {name: q for name, (of, q) in QUANTILES.items() if of == kind}
+    values = histogram_quantiles(tuple(asked.values()), found.bounds, found.counts[None, :])[0]
+    for name, value in zip(asked, values, strict=True):
+        draft.put(name, value, rows)
 
 
 def _reckoned_latency(
