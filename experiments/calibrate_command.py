@@ -37,7 +37,6 @@ from envs.calibrate.telemetry import DEFAULT_TERMS as TELEMETRY_TERMS
 from envs.calibrate.telemetry import RANGE
 from envs.simulator.schedulers import check_scheduler
 from experiments.fanout import Watch
-from experiments.folder import git_commit
 from experiments.progress import run_progress
 from experiments.report import require_report_extra
 from experiments.report.calibration import (
@@ -47,7 +46,6 @@ from experiments.report.calibration import (
     telemetry_rows,
 )
 from experiments.report.document import write_document
-from tuner.core.clock import WallClock
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
 from tuner.data.profiles import load_profile, write_profile
@@ -122,7 +120,12 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
             assert request.telemetry is not None
             found = _from_telemetry(request, request.telemetry, base, watch)
     if request.page is not None:
-        _write_page(found, request.page)
+        write_document(
+            calibration_document(
+                found.profile, found.fit, found.coefficients, found.replay, _command()
+            ),
+            request.page,
+        )
     if request.out is not None:
         write_profile(found.profile, request.out)
     return found
@@ -293,19 +296,6 @@ def held_out_points(texts: Sequence[str]) -> Callable[[Point], bool]:
             )
     named = set(texts)
     return lambda point: point.shape in named or str(point.clients) in named
-
-
-def _write_page(found: Calibrated, path: Path) -> None:
-    run = {
-        "command": _command(),
-        "commit": git_commit() or "",
-        "written_at": datetime.fromtimestamp(WallClock().now_s(), tz=UTC).isoformat(
-            timespec="seconds"
-        ),
-    }
-    write_document(
-        calibration_document(found.profile, found.fit, found.coefficients, found.replay, run), path
-    )
 
 
 def _command() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,14 +11,13 @@ from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit, Te
 from envs.calibrate.telemetry import KINDS
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
-from experiments.report.document import Document, Plot, Section, Table
+from experiments.report.document import Document, Plot, Section, Table, series
 from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import ServingProfile
 
 SHOWN_STEPS = 3000
 """Iterations drawn as points: beyond it they only hide one another."""
 QUANTILES = np.linspace(0.005, 0.995, 100)
-_SERIES = [f"--series-{place}" for place in range(len(OTHERS))]
 _MARGIN = {"l": 72, "r": 16, "t": 40, "b": 52}
 _LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
@@ -30,81 +29,61 @@ def calibration_document(
     fit: StepFit | PointFit | TelemetryFit,
     coefficients: Sequence[Coefficient],
     replay: Replay | None,
-    run: Mapping[str, str],
+    command: str,
 ) -> Document:
     """The page of a calibration.
 
     Args:
         profile: as it is written, origins and errors included.
-        run: `command`, `commit` and `written_at`.
+        command: that makes the page again.
     """
+    tables = []
     if isinstance(fit, StepFit):
-        sections = _step_plots(fit)
+        plots = _step_plots(fit)
     elif isinstance(fit, PointFit):
-        sections = _point_plots(fit)
+        plots = _point_plots(fit)
     else:
-        sections = _telemetry_sections(fit)
+        plots = _telemetry_plots(fit)
+        tables = [Table(TELEMETRY_COLUMNS, telemetry_rows(fit), TELEMETRY_TITLE)]
     if replay is not None:
-        sections.append(
-            _plotted(
-                "requests",
-                "Requests",
-                "Quantiles of the recorded requests against the simulated ones, 0.5 to 99.5 %; on "
-                "the line they are equal.",
-                _quantiles(replay),
-            )
+        plots["requests"] = (
+            "Requests",
+            "Quantiles of the recorded requests against the simulated ones, 0.5 to 99.5 %; on the "
+            "line they are equal.",
+            _quantiles(replay),
         )
     errors = [(name.replace("_", " "), percent(v, 2)) for name, v in profile.error.items()]
+    unmodelled = [f"{knob}: {why}." for knob, why in profile.unmodelled_knobs().items()]
     gpus = f"{profile.gpus_per_replica} GPU{'s' if profile.gpus_per_replica > 1 else ''}"
     return Document(
         title=profile.name,
-        lead=(
-            f"A replica of {gpus} under the scheduler rules {profile.scheduler}, fitted to "
-            f"{_measured(fit)}."
-        ),
+        lead=f"A replica of {gpus} under the scheduler rules {profile.scheduler}, fitted to "
+        f"{_measured(fit)}.",
         eyebrow="tuner calibrate",
-        command=run["command"],
+        command=command,
         sections=[
             Section(
                 "How far off it is",
-                text=[
-                    "Relative errors against what was measured; left out: on what a fit did not "
-                    "see. Signed where the figure is a single one: above 0 is simulated too slow."
-                ],
-                tables=[Table(("figure", "relative error"), errors)],
+                ["Relative errors against what was measured; left out: on what a fit did not see."],
+                [*tables, Table(("figure", "relative error"), errors)],
             ),
-            *sections,
+            *(
+                Section(title, plots=[Plot(name, figure, hint)])
+                for name, (title, hint, figure) in plots.items()
+            ),
             Section(
                 "Fitted figures",
-                text=["Seconds, with 95 % intervals."],
-                tables=[
+                ["Seconds, with 95 % intervals."],
+                [
                     Table(
                         ("figure", "value", "interval"), [coefficient_row(c) for c in coefficients]
                     )
                 ],
             ),
             Section("Where the figures come from", pairs=list(profile.origin.items())),
-            Section("What is not modelled", text=_not_modelled(profile)),
-        ],
-        facts=[
-            ("commit", run["commit"] or "not under version control"),
-            ("written", run["written_at"]),
+            Section("What is not modelled", [*profile.not_modelled, *unmodelled]),
         ],
     )
-
-
-def _plotted(name: str, title: str, hint: str, figure: Figure) -> Section:
-    return Section(title, plots=[Plot(name, figure, hint)])
-
-
-def _not_modelled(profile: ServingProfile) -> list[str]:
-    return [
-        "Prefill and decode on separate nodes, data-parallel attention and speculative decoding "
-        "are in the figures where the measured engine used them, and nowhere else: a replica has "
-        "one queue and one batch.",
-        *(f"{knob}: {reason}." for knob, reason in profile.unmodelled_knobs().items()),
-        *profile.not_modelled,
-    ]
 
 
 def coefficient_row(coefficient: Coefficient) -> tuple[str, str, str]:
@@ -122,7 +101,7 @@ def _measured(fit: StepFit | PointFit | TelemetryFit) -> str:
     return f"{len(fit.results)} closed-loop benchmarks of {shapes} tokens; {fit.batch_law}"
 
 
-def _step_plots(fit: StepFit) -> list[Section]:
+def _step_plots(fit: StepFit) -> dict[str, tuple[str, str, Figure]]:
     log = fit.log
     rng = np.random.default_rng(0)
     judged = np.flatnonzero(np.isfinite(fit.predicted_s))
@@ -140,9 +119,8 @@ def _step_plots(fit: StepFit) -> list[Section]:
                 {"size": 4, "opacity": 0.5},
             )
         )
-    sections = [
-        _plotted(
-            "steps",
+    plots = {
+        "steps": (
             "Iterations",
             f"{len(shown):,} of {len(judged):,} iterations, each by a fit that did not see its "
             "block or run; on the line the prediction is exact.",
@@ -152,22 +130,20 @@ def _step_plots(fit: StepFit) -> list[Section]:
                 "predicted, ms",
             ),
         )
-    ]
+    }
     for key, what in (("batch_table", "sequences"), ("prefill_table", "prompt tokens")):
         rows = [c for c in fit.coefficients if c.key.startswith(f"step_time.{key}[")]
         if rows:
-            sections.append(
-                _plotted(
-                    key,
-                    f"Seconds by {what}",
-                    "The fitted table with its 95 % interval.",
-                    _table_plot(rows, what),
-                )
+            plots[key] = (
+                f"Seconds by {what}",
+                "The fitted table with its 95 % interval.",
+                _table_plot(rows, what),
             )
-    return sections
+    return plots
 
 
 TELEMETRY_COLUMNS = ("figure", "recorded", "simulated", "error", "left out", "error left out")
+TELEMETRY_TITLE = "Quantiles over the recording, by the engine's own buckets on both sides"
 
 
 def telemetry_rows(fit: TelemetryFit) -> list[tuple[str, ...]]:
@@ -190,26 +166,15 @@ def telemetry_rows(fit: TelemetryFit) -> list[tuple[str, ...]]:
     return rows
 
 
-def _telemetry_sections(fit: TelemetryFit) -> list[Section]:
-    return [
-        Section(
-            "Recorded and simulated",
-            text=[
-                "Quantiles over the whole recording, read off the engine's own buckets on both "
-                "sides. Left out: each span of time by a fit that saw nothing of it."
-            ],
-            tables=[Table(TELEMETRY_COLUMNS, telemetry_rows(fit))],
-        ),
-        *(
-            _plotted(
-                kind,
-                f"{kind.removesuffix('_s').upper()} over time",
-                "Median by block of time: as recorded, and by a fit that did not see the span.",
-                _over_time(fit, kind),
-            )
-            for kind in KINDS
-        ),
-    ]
+def _telemetry_plots(fit: TelemetryFit) -> dict[str, tuple[str, str, Figure]]:
+    return {
+        kind: (
+            f"{kind.removesuffix('_s').upper()} over time",
+            "Median by block of time: as recorded, and by a fit that did not see the span.",
+            _over_time(fit, kind),
+        )
+        for kind in KINDS
+    }
 
 
 def _over_time(fit: TelemetryFit, kind: str) -> Figure:
@@ -232,40 +197,35 @@ def _table_plot(rows: Sequence[Coefficient], what: str) -> Figure:
     low, high = np.array([row.low for row in rows]), np.array([row.high for row in rows])
     line = _marks("fitted", x, _ms(value), 0, {"size": 5})
     line["mode"] = "lines+markers"
-    line["line"] = {"color": _SERIES[0], "width": 1.4}
+    line["line"] = {"color": series(0), "width": 1.4}
     line["error_y"] = {
         "type": "data",
         "symmetric": False,
         "array": _ms(np.maximum(high - value, 0)),
         "arrayminus": _ms(np.maximum(value - low, 0)),
-        "color": _SERIES[0],
+        "color": series(0),
         "thickness": 1,
         "width": 3,
     }
     return _figure([line], what, "ms")
 
 
-def _point_plots(fit: PointFit) -> list[Section]:
-    sections = [
-        _plotted(
-            "tpot",
+def _point_plots(fit: PointFit) -> dict[str, tuple[str, str, Figure]]:
+    plots = {
+        "tpot": (
             "TPOT",
             "Filled: measured. Line: simulated by the profile. Open: simulated by a fit that did "
             "not see the point.",
             _clients_plot(fit, "tpot_s", "TPOT, ms per token"),
         )
-    ]
+    }
     if not fit.results[0].point.decode_only:
-        sections.append(
-            _plotted(
-                "ttft",
-                "TTFT",
-                "As above. The measured one also holds the benchmark's own start-up queue and "
-                "client.",
-                _clients_plot(fit, "ttft_s", "TTFT, ms"),
-            )
+        plots["ttft"] = (
+            "TTFT",
+            "As above. The measured one also holds the benchmark's own start-up queue and client.",
+            _clients_plot(fit, "ttft_s", "TTFT, ms"),
         )
-    return sections
+    return plots
 
 
 def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
@@ -277,7 +237,7 @@ def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
         measured = _ms([getattr(r.point, name) for r in own])
         traces.append(_marks(f"{shape}, measured", clients, measured, place, {"size": 9}))
         line = _marks(f"{shape}, simulated", clients, _ms_of(own, name), place, {"size": 1})
-        line |= {"mode": "lines", "line": {"color": _SERIES[place], "width": 1.6}}
+        line |= {"mode": "lines", "line": {"color": series(place), "width": 1.6}}
         traces.append(line)
         for what, results in fit.left_out.items():
             unseen = [r for r in results if r.point.shape == shape]
@@ -311,7 +271,6 @@ def _quantiles(replay: Replay) -> Figure:
 def _marks(
     name: str, x: Sequence[float], y: Sequence[float], place: int, marker: dict[str, Any]
 ) -> Figure:
-    colour = _SERIES[place % len(_SERIES)]
     symbol = OTHERS[place % len(OTHERS)].symbol
     return {
         "type": "scatter",
@@ -319,7 +278,7 @@ def _marks(
         "name": name,
         "x": list(x),
         "y": list(y),
-        "marker": {"color": colour, "symbol": symbol, **marker},
+        "marker": {"color": series(place), "symbol": symbol, **marker},
     }
 
 
