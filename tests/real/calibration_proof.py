@@ -327,8 +327,8 @@ def percent(value: float) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, default=Path("proof-calibration"))
-    parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 5.0, 8.0])
-    parser.add_argument("--seconds", type=float, default=60.0, help="of each rate")
+    parser.add_argument("--rates", type=float, nargs="+", default=[2.0, 4.0, 6.0] * 2)
+    parser.add_argument("--seconds", type=float, default=40.0, help="of each rate")
     given = parser.parse_args()
     folder = given.folder.resolve()
     if not (folder / "left_out-telemetry.parquet").exists():
