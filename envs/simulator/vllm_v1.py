@@ -1,10 +1,10 @@
 """Rule-set `vllm-v1`: how one replica forms and ends its iterations.
 
-The scheduler of vLLM 0.32.0 and 0.33.0 under its FCFS policy: `Scheduler.schedule` and `update_from_output`
+The scheduler of vLLM 0.33.0 under its FCFS policy: `Scheduler.schedule` and `update_from_output`
 (vllm/v1/core/sched/scheduler.py), `AsyncScheduler` (async_scheduler.py beside it), `allocate_slots`
 (vllm/v1/core/kv_cache_manager.py), `EngineCore.step` and `step_with_batch_queue`
-(vllm/v1/engine/core.py). `tests/real/test_vllm_rules.py` holds it against those classes of 0.32.0,
-request by request. A text model on one data-parallel rank:
+(vllm/v1/engine/core.py). A text model on one data-parallel rank. `tests/real/test_vllm_rules.py`
+holds it against those classes of 0.32.0, request by request.
 
 - Running requests first, in order of admission; then the queue, unless a request was preempted in
   this step. Every token counts against `limits.chunk_tokens`. The budget reaches every running

@@ -53,9 +53,7 @@ def random_case(rng: np.random.Generator) -> Case:
             [float(at_s), int(prompt), int(output), 0]
             for at_s, prompt, output in zip(np.cumsum(gaps_s), prompts, outputs, strict=True)
         ],
-        "caps": [
-            [at_s, int(rng.integers(1, cap + 1))] for at_s in (0.0, *map(float, cap_times_s))
-        ],
+        "caps": [[at_s, int(rng.integers(1, cap + 1))] for at_s in (0.0, *map(float, cap_times_s))],
         "batch_size_max": cap,
         "chunk_tokens": int(rng.choice([16, 48, 64, 512])),
         "long_prefill_token_threshold": int(rng.choice([0, 0, 0, 1, 7, 40])),
@@ -85,9 +83,7 @@ def sharing_case(asynchronous: bool) -> Case:
 
 def scheduled(cases: list[Case]) -> list[dict[str, list[float]]]:
     """What vLLM's scheduler makes of the cases."""
-    law = {
-        name: getattr(LAW, name) for name in ("base_s", "per_sequence_s", "per_prefill_token_s")
-    }
+    law = {name: getattr(LAW, name) for name in ("base_s", "per_sequence_s", "per_prefill_token_s")}
     lines = [json.dumps({**case, **law, "block_tokens": BLOCK_TOKENS}) for case in cases]
     command = [str(vllm_env.engine_python()), str(DRIVER), str(vllm_env.engine_model())]
     done = subprocess.run(

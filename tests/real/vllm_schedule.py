@@ -27,7 +27,7 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 MAX_MODEL_LEN = 2048
 SAMPLED, SHARED, OWN = 0, 1, 2
-"""Token ids: of outputs, of the prefix that all prompts share, and from there on of each its own."""
+"""Token ids: of outputs, of the prefix that prompts share, and from there on of each its own."""
 
 
 class Told:
