@@ -108,6 +108,15 @@ WORKED = {
         (80.8, 172.6, 112.6),
         profile(block_tokens=4, blocks=10, max_new_tokens=8, overlap=False),
     ),
+    # 40 tokens of cache. At 10.8 the first holds 8 and keeps 7 x 0.7 free, which leaves 27.1: the
+    # second needs 13 + 8 + 4, but then counts for 16 + 8 + 4. So the engine is full when the third
+    # comes; at 22.1 it would find 6.2 for its 1 + 1 + 4, but nobody asks before both end at 92.1.
+    "full is who has no token left": Worked(
+        ((0.0, 8, 8), (1.0, 13, 8), (15.0, 1, 1)),
+        (10.8, 22.1, 102.2),
+        (92.1, 92.1, 102.2),
+        profile(block_tokens=4, blocks=10, max_new_tokens=1, overlap=False),
+    ),
     # 100 tokens of cache; the ratio starts at 1 and falls by 0.0014 per decode. When the second
     # asks, at 20.8, the first holds 12 and keeps 58 x 0.9986 free: 30.1 are left, 8 + 20 + 4 are
     # needed. At 50.8 there would be 33.3, but nobody asks before the first ends at 10.8 + 59 x 10.
@@ -175,12 +184,14 @@ def test_worked_cases(worked: Worked) -> None:
 
 
 @pytest.mark.parametrize("overlap", [False, True])
-@pytest.mark.parametrize(("block_tokens", "conservativeness"), [(1, 1.0), (16, 3.0)])
+@pytest.mark.parametrize(
+    ("block_tokens", "conservativeness", "asked"), [(1, 1.0, 1), (16, 3.0, 60)], ids=str
+)
 def test_equals_the_naive_loop_where_the_cache_is_always_full(
-    block_tokens: int, conservativeness: float, overlap: bool
+    block_tokens: int, conservativeness: float, asked: int, overlap: bool
 ) -> None:
     # Hundreds of answers that a token more or less would turn round; random cases have few.
-    rng = np.random.default_rng(1)
+    rng = np.random.default_rng(2)
     arrival_s = np.cumsum(rng.exponential(0.03, 300))
     prompts, outputs = rng.integers(1, 60, 300), rng.geometric(1 / 80, 300).clip(1, 300)
     case = Case(
@@ -191,7 +202,7 @@ def test_equals_the_naive_loop_where_the_cache_is_always_full(
             batch=24,
             chunk=96,
             step_time=PROFILE.step_time,
-            max_new_tokens=1,
+            max_new_tokens=asked,
             schedule_conservativeness=conservativeness,
             overlap=overlap,
         ),
@@ -201,7 +212,7 @@ def test_equals_the_naive_loop_where_the_cache_is_always_full(
     fleet, oracle = run_both(case)
     assert_same_requests(fleet, oracle)
     assert fleet.done()[0]
-    assert oracle.sums.preemptions > 5
+    assert oracle.sums.preemptions > 0
 
 
 @pytest.mark.parametrize("overlap", [False, True])
