@@ -27,7 +27,7 @@ class SimulationRunner:
             InputError: the policy, one of its options or its bundle cannot be used.
         """
         knobs = target_knobs(profile, max_replicas=job.config.max_replicas)
-        self._policy(job, knobs)
+        self._policy(job, knobs, profile)
         fallback_of(job, knobs)
 
     def __call__(
@@ -41,7 +41,7 @@ class SimulationRunner:
         return run(
             trace,
             profile,
-            self._policy(job, knobs),
+            self._policy(job, knobs, profile),
             config=job.config,
             seed=job.seed,
             fallback=fallback_of(job, knobs),
@@ -49,8 +49,16 @@ class SimulationRunner:
             progress=progress,
         )
 
-    def _policy(self, job: Job, knobs: KnobSpace) -> Policy:
-        return build_policy(job.policy, job.options, knobs, tick_s=job.config.tick_s)
+    def _policy(self, job: Job, knobs: KnobSpace, profile: ServingProfile) -> Policy:
+        config = job.config
+        return build_policy(
+            job.policy,
+            job.options,
+            knobs,
+            tick_s=config.tick_s,
+            profile=profile,
+            slo=config.slo,
+        )
 
 
 def trained_from(policy: str) -> dict[str, object]:

@@ -5,11 +5,12 @@ A learned policy has no line: it is named by the folder of its bundle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
 from policies import hpa, static
+from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
 from policies.options import Options, OptionValue
@@ -17,19 +18,24 @@ from policies.rule import Rule, RulePolicy, RuleResult, empty_memory, propose_on
 from policies.static import StaticRule
 from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSpace
+from tuner.core.profile import ServingProfile
+from tuner.core.slo import Slo
 from tuner.data.bundles import read_bundle
 
-Builder = Callable[[Options, KnobSpace, float], RulePolicy]
-"""From options, the target's knobs and the seconds between two ticks to a policy."""
-
-POLICIES: dict[str, Builder] = {
-    "hpa": hpa.build,
-    "static": static.build,
+POLICIES: dict[str, Entry] = {
+    "hpa": hpa.ENTRY,
+    "static": static.ENTRY,
 }
 
 
 def build_policy(
-    name: str, options: Mapping[str, OptionValue], knobs: KnobSpace, *, tick_s: float
+    name: str,
+    options: Mapping[str, OptionValue],
+    knobs: KnobSpace,
+    *,
+    tick_s: float,
+    profile: ServingProfile | None = None,
+    slo: Slo | None = None,
 ) -> RulePolicy:
     """A policy by name, or from a bundle.
 
@@ -39,6 +45,8 @@ def build_policy(
             together; see the policy's `build` for what it takes.
         knobs: the knobs of the target.
         tick_s: seconds between two decisions.
+        profile: how fast a replica serves, for rules with a model of the fleet.
+        slo: objectives of each request; None: the usual ones.
     Raises:
         ConfigError: the policy or an option is unknown, or a value does not fit.
         BundleError: the bundle cannot be trusted, or is not for these knobs.
@@ -56,7 +64,8 @@ def build_policy(
                 f"{', '.join(POLICIES)}"
             )
     if name in POLICIES:
-        return POLICIES[name](Options(name, options), knobs, tick_s)
+        target = Target(knobs, tick_s, profile, slo or Slo())
+        return POLICIES[name].build(Options(name, options), target)
     # All that a bundle can be told is in its manifest.
     Options(name, options).finish()
     return learned_policy(read_bundle(name), knobs, build_policy, tick_s=tick_s)
@@ -69,13 +78,18 @@ def _is_folder(name: str) -> bool:
 __all__ = [
     "POLICIES",
     "Builder",
+    "Entry",
     "HpaRule",
     "LearnedRule",
+    "Load",
     "Options",
+    "Parameter",
     "Rule",
     "RulePolicy",
     "RuleResult",
+    "Search",
     "StaticRule",
+    "Target",
     "build_policy",
     "empty_memory",
     "propose_one",

@@ -12,6 +12,7 @@ from functools import cached_property
 
 import numpy as np
 
+from policies.entry import Entry, Load, Parameter, Target
 from policies.hpa_behavior import Layout, normalize, proposed, remember, seed, settle
 from policies.hpa_metrics import evaluate
 from policies.hpa_spec import METRIC_TYPES, TARGET_TYPES, Behavior, HpaConfig, MetricSpec
@@ -83,7 +84,7 @@ class HpaRule:
         return float(low), float(max(low, high))
 
 
-def build(options: Options, knobs: KnobSpace, tick_s: float) -> RulePolicy:
+def build(options: Options, target: Target) -> RulePolicy:
     """Policy `hpa` with one metric.
 
     Options: `metric`, `type`, `target_type` and `target`; `min_replicas`, `max_replicas`;
@@ -98,7 +99,7 @@ def build(options: Options, knobs: KnobSpace, tick_s: float) -> RulePolicy:
         type=options.choice("type", METRIC_TYPES, "External"),
         target_type=options.choice("target_type", TARGET_TYPES, "AverageValue"),
     )
-    spec = knobs["replicas"]
+    spec = target.knobs["replicas"]
     low = options.whole("min_replicas", max(spec.low, 1))
     high = options.whole("max_replicas", spec.high)
     for name, value in (("min_replicas", low), ("max_replicas", high)):
@@ -117,7 +118,20 @@ def build(options: Options, knobs: KnobSpace, tick_s: float) -> RulePolicy:
         downscale_stabilization_s=options.number(
             "downscale_stabilization_s", HpaConfig.downscale_stabilization_s
         ),
-        sync_period_s=tick_s,
+        sync_period_s=target.tick_s,
     )
     options.finish()
     return RulePolicy("hpa", HpaRule(config))
+
+
+def search(load: Load) -> tuple[Parameter, ...]:
+    """The target of the default metric, and the two settings that people change beside it."""
+    around = load.output_tokens_per_s
+    return (
+        Parameter("target", around / 2, 3 * around, "output tokens/s per replica", log=True),
+        Parameter("tolerance", 0.0, 0.2, ""),
+        Parameter("downscale_stabilization_s", 0.0, 1800.0, "s"),
+    )
+
+
+ENTRY = Entry(build, search, tick_s=15.0)

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from policies.entry import Entry, Load, Parameter, Target
 from policies.options import Options
 from policies.rule import RulePolicy, RuleResult
 from tuner.core.errors import ConfigError
-from tuner.core.knobs import KnobSettings, KnobSpace
+from tuner.core.knobs import KnobSettings
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
 
@@ -43,14 +44,14 @@ class StaticRule:
         )
 
 
-def build(options: Options, knobs: KnobSpace, tick_s: float) -> RulePolicy:
+def build(options: Options, target: Target) -> RulePolicy:
     """Policy `static`. Options: any knob by name; without `replicas` it is the knob's default.
 
     Raises:
         ConfigError: an option is no knob, or its value lies outside the knob's range.
     """
     settings = {}
-    for spec in knobs.specs:
+    for spec in target.knobs.specs:
         if not (options.gives(spec.name) or spec.name == "replicas"):
             continue
         value = options.whole(spec.name, spec.default)
@@ -62,3 +63,12 @@ def build(options: Options, knobs: KnobSpace, tick_s: float) -> RulePolicy:
         settings[spec.name] = value
     options.finish()
     return RulePolicy("static", StaticRule(KnobSettings(settings)))
+
+
+def search(load: Load) -> tuple[Parameter, ...]:
+    """The count, from a quarter of the best to twice as many."""
+    low, high = max(1.0, load.replicas // 4), 2.0 * load.replicas
+    return (Parameter("replicas", low, high, "replicas", whole=True),)
+
+
+ENTRY = Entry(build, search)

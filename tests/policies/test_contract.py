@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from policies import POLICIES, RulePolicy, build_policy, empty_memory
+from policies import POLICIES, Load, RulePolicy, build_policy, empty_memory
 from tests.policies.test_hpa import stacked
 from tuner.core.decision import Guardrails, arbitrate, propose
 from tuner.core.errors import ConfigError
@@ -24,9 +24,11 @@ from tuner.core.observation import (
     ReplicaObservation,
     ReplicaState,
 )
+from tuner.data import load_profile
 from tuner.knobs import knob_space
 
 KNOBS = knob_space(replicas=(1, 100))
+PROFILE = load_profile("deepseek-r1-8xh200-sglang")
 HEALTHY = Observation(
     at_s=30.0,
     window_s=15.0,
@@ -61,9 +63,13 @@ observations = st.builds(
 )
 
 
+def built(name: str) -> RulePolicy:
+    return build_policy(name, {}, KNOBS, tick_s=15.0, profile=PROFILE)
+
+
 @pytest.fixture(params=POLICIES)
 def policy(request) -> RulePolicy:
-    return build_policy(request.param, {}, KNOBS, tick_s=15.0)
+    return built(request.param)
 
 
 def test_names_itself_as_the_registry_does(policy):
@@ -101,14 +107,18 @@ def test_says_why_in_one_line(policy):
 
 @given(run=st.lists(observations, min_size=1, max_size=6))
 @settings(max_examples=30, deadline=None)
-def test_memory_has_one_size_and_goes_through_text_and_back(run):
+def test_stays_inside_the_ranges_and_its_memory_goes_through_text_and_back(run):
     for name in POLICIES:
-        policy = build_policy(name, {}, KNOBS, tick_s=15.0)
+        policy = built(name)
         history = History(KNOBS)
         for tick, now in enumerate(run):
             history = history.observed(replace(now, at_s=15.0 * tick))
             proposal = policy.propose(history)
             assert len(proposal.memory) == policy.rule.memory_size
+            assert all(
+                KNOBS[knob].low <= value <= KNOBS[knob].high
+                for knob, value in proposal.settings.items()
+            )
             text = json.dumps([None if np.isnan(x) else x for x in proposal.memory])
             restored = tuple(float("nan") if x is None else x for x in json.loads(text))
             np.testing.assert_array_equal(restored, proposal.memory)
@@ -125,7 +135,7 @@ def test_memory_has_one_size_and_goes_through_text_and_back(run):
 @settings(max_examples=30, deadline=None)
 def test_a_batch_of_n_is_n_batches_of_one(runs):
     for name in POLICIES:
-        rule = build_policy(name, {}, KNOBS, tick_s=15.0).rule
+        rule = built(name).rule
         memory = empty_memory(rule, len(runs))
         own = [empty_memory(rule, 1) for _ in runs]
         for tick, column in enumerate(zip(*runs, strict=True)):
@@ -145,7 +155,7 @@ def test_a_batch_of_n_is_n_batches_of_one(runs):
 @settings(max_examples=30, deadline=None)
 def test_never_faults_as_policy_or_as_fallback(run):
     for name in POLICIES:
-        policy = build_policy(name, {}, KNOBS, tick_s=15.0)
+        policy = built(name)
         history = History(KNOBS)
         for tick, now in enumerate(run):
             history = history.observed(replace(now, at_s=15.0 * tick))
@@ -166,3 +176,27 @@ def test_an_unknown_policy_is_refused_with_the_nearest_name():
 def test_an_option_of_an_unknown_policy_is_refused():
     with pytest.raises(ConfigError, match=r"option 'hpaa\.target' is for policy 'hpaa'"):
         build_policy("hpa", {"hpaa.target": 3}, KNOBS, tick_s=15.0)
+
+
+BEST_STATIC = Load(
+    replicas=4,
+    qps=2.0,
+    prompt_tokens_per_s=4000.0,
+    output_tokens_per_s=1500.0,
+    in_flight=40.0,
+    kv_cache_usage=0.2,
+)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_whatever_the_search_may_draw_can_be_built(name):
+    parameters = POLICIES[name].search(BEST_STATIC)
+    for end in ("low", "high"):
+        options = {
+            each.name: int(getattr(each, end)) if each.whole else getattr(each, end)
+            for each in parameters
+        }
+        build_policy(name, options, KNOBS, tick_s=15.0, profile=PROFILE)
+    for each in parameters:
+        assert each.low < each.high
+        assert each.low > 0 or not each.log
