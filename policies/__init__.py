@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, keda, static
+from policies import hpa, keda, kpa, static
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -25,6 +25,7 @@ from tuner.data.bundles import read_bundle
 POLICIES: dict[str, Entry] = {
     "hpa": hpa.ENTRY,
     "keda": keda.ENTRY,
+    "kpa": kpa.ENTRY,
     "static": static.ENTRY,
 }
 

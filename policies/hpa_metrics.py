@@ -129,7 +129,7 @@ def _average_value(
     this pulls n down.
     """
     exist = _status_replicas(now)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         within = _within(usage / (target * exist), config)
     need = np.where(np.isnan(exist), np.nan, usage / target)
     desired = np.where(within, exist, np.ceil(need))

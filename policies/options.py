@@ -108,16 +108,17 @@ class Options:
             )
         return value
 
-    def span(self, name: str, default: float, most: float) -> float:
-        """An option that is a length of time from 0 to `most`, s.
+    def span(self, name: str, default: float, most: float, least: float = 0.0) -> float:
+        """An option that is a length of time from `least` to `most`, s.
 
         Raises:
             ConfigError: it is not.
         """
         value = self.number(name, default)
-        if not 0 <= value <= most:
+        if not least <= value <= most:
             raise ConfigError(
-                f"{self._policy}: {name} is {figure(value)} s; expected 0 to {figure(most)}"
+                f"{self._policy}: {name} is {figure(value)} s; expected {figure(least)} to "
+                f"{figure(most)}"
             )
         return value
 
