@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, static
+from policies import aibrix_apa, aibrix_kpa, hpa, static, wva_v1, wva_v2
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -23,8 +23,12 @@ from tuner.core.slo import Slo
 from tuner.data.bundles import read_bundle
 
 POLICIES: dict[str, Entry] = {
+    "aibrix-apa": aibrix_apa.ENTRY,
+    "aibrix-kpa": aibrix_kpa.ENTRY,
     "hpa": hpa.ENTRY,
     "static": static.ENTRY,
+    "wva-v1": wva_v1.ENTRY,
+    "wva-v2": wva_v2.ENTRY,
 }
 
 

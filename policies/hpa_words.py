@@ -77,20 +77,20 @@ def _metric(metric: MetricSpec, answer: MetricAnswer, config: HpaConfig, row: in
     target = figure(metric.target)
     asks = f"{max(float(answer.desired[row]), 0.0):.0f}"
     if metric.type == "Pods":
-        measured = f"{metric.name} is {figure(usage)} each on {_replicas(over)} that report"
+        measured = f"{metric.name} is {figure(usage)} each on {replicas(over)} that report"
         ratio = usage / metric.target
     elif metric.target_type == "Value":
-        measured = _amount(metric.name, usage)
+        measured = amount(metric.name, usage)
         # Within the tolerance HPA does not look at how many are ready.
-        measured += "" if np.isnan(over) else f" with {_replicas(over)} ready"
+        measured += "" if np.isnan(over) else f" with {replicas(over)} ready"
         target = f"{target} for all together"
         ratio = usage / metric.target
     elif over > 0:
-        measured = f"{_amount(metric.name, usage)} over {_replicas(over)} is {figure(usage / over)}"
+        measured = f"{amount(metric.name, usage)} over {replicas(over)} is {figure(usage / over)}"
         measured += " each" if over > 1 else ""
         ratio = usage / over / metric.target
     else:
-        measured, ratio = f"{_amount(metric.name, usage)} and no replica yet", 1.0
+        measured, ratio = f"{amount(metric.name, usage)} and no replica yet", 1.0
         target = f"{target} each"
     guessed = int(answer.guessed[row])
     if guessed:
@@ -102,12 +102,12 @@ def _metric(metric: MetricSpec, answer: MetricAnswer, config: HpaConfig, row: in
     return f"{measured}, target {target}: {asks}"
 
 
-def _amount(name: str, value: float) -> str:
+def amount(name: str, value: float) -> str:
     """A measurement with its name; a rate reads as one."""
     if name.endswith("_per_s"):
         return f"{figure(value)} {name.removesuffix('_per_s').replace('_', ' ')}/s"
     return f"{name} {figure(value)}"
 
 
-def _replicas(count: float) -> str:
+def replicas(count: float) -> str:
     return f"{count:.0f} replica{'' if count == 1 else 's'}"
