@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, keda, kpa, ray_serve, static
+from policies import aibrix_apa, aibrix_kpa, hpa, keda, kpa, ray_serve, static, wva_v1, wva_v2
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -23,11 +23,15 @@ from tuner.core.slo import Slo
 from tuner.data.bundles import read_bundle
 
 POLICIES: dict[str, Entry] = {
+    "aibrix-apa": aibrix_apa.ENTRY,
+    "aibrix-kpa": aibrix_kpa.ENTRY,
     "hpa": hpa.ENTRY,
     "keda": keda.ENTRY,
     "kpa": kpa.ENTRY,
     "ray-serve": ray_serve.ENTRY,
     "static": static.ENTRY,
+    "wva-v1": wva_v1.ENTRY,
+    "wva-v2": wva_v2.ENTRY,
 }
 
 

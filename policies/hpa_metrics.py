@@ -128,7 +128,7 @@ def _average_value(
     weights included), and a ratio inside it proposes exactly those: where pods cannot be created,
     this pulls n down.
     """
-    exist = _status_replicas(now)
+    exist = status_replicas(now)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         within = _within(usage / (target * exist), config)
     need = np.where(np.isnan(exist), np.nan, usage / target)
@@ -206,7 +206,7 @@ def _within(ratio: FloatArray, config: HpaConfig) -> BoolArray:
     return inside
 
 
-def _status_replicas(now: ObservationArrays) -> FloatArray:
+def status_replicas(now: ObservationArrays) -> FloatArray:
     """`(n,)` replicas that exist and are not leaving: read, or the sum of what they consist of."""
     read = now.column("status_replicas")
     return np.where(

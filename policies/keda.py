@@ -187,7 +187,8 @@ def _stand_in(fallback: Fallback, n: FloatArray) -> FloatArray:
 
 def _over(count: FloatArray, ready: FloatArray) -> FloatArray:
     """`count / ready`, NaN where none is ready."""
-    return np.divide(count, ready, out=np.full(len(count), np.nan), where=ready > 0)
+    over: FloatArray = np.divide(count, ready, out=np.full(len(count), np.nan), where=ready > 0)
+    return over
 
 
 def _cut(values: FloatArray) -> FloatArray:
@@ -237,7 +238,8 @@ class KedaWords:
             return f"no value for {name}, which counts as 0"
         value = float(self.reading.value[row])
         side = "above" if self.switch.active[row] else "not above"
-        return f"{amount(self.config.trigger, value)} is {side} {figure(self.config.activation)}"
+        seen = amount(self.config.trigger.fields, value)
+        return f"{seen} is {side} {figure(self.config.activation)}"
 
     def _switched(self, row: int) -> str:
         """The step that KEDA itself takes."""

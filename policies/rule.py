@@ -14,6 +14,7 @@ import numpy as np
 
 from tuner.core.decision import Proposal
 from tuner.core.history import History
+from tuner.core.knobs import KnobSpace
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
 
@@ -59,6 +60,12 @@ class Rule(Protocol):
 def empty_memory(rule: Rule, n: int) -> FloatArray:
     """`(n, memory_size)` of NaN: a rule that has seen nothing yet."""
     return np.full((n, rule.memory_size), np.nan)
+
+
+def replica_bounds(knobs: KnobSpace) -> tuple[float, float]:
+    """Fewest and most replicas that a rule may ask for: the knob's range, never 0."""
+    spec = knobs["replicas"]
+    return float(max(spec.low, 1)), float(max(spec.high, 1))
 
 
 def propose_one(rule: Rule, history: History) -> Proposal:
