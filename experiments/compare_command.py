@@ -12,7 +12,7 @@ from rich.console import Console
 
 from experiments.compare import compare, named_policies
 from experiments.comparison import Comparison, comparison_summary
-from experiments.config import CompareConfig, compare_mistakes, load_compare_config
+from experiments.config import Authority, CompareConfig, compare_mistakes, load_compare_config
 from experiments.fanout import cores
 from experiments.folder import provenance, result_folder, write_json
 from experiments.job import OptionValue
@@ -43,6 +43,7 @@ class CompareRequest:
     train_trace: Path | None = None
     baseline: str | None = None
     startup: StartupName | None = None
+    authority: Authority | None = None
     jobs: int | None = None
     gaps: GapMode = "keep"
 
@@ -125,6 +126,8 @@ def _config(request: CompareRequest) -> CompareConfig:
         config = replace(config, seeds=request.seeds)
     if request.startup is not None:
         config = replace(config, run=replace(config.run, startup=request.startup))
+    if request.authority is not None:
+        config = replace(config, run=replace(config.run, authority=request.authority))
     mistakes = list(compare_mistakes(config))
     if mistakes:
         raise ConfigError("\n".join(mistakes))

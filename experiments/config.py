@@ -24,6 +24,7 @@ LONGEST_TICK_S = 86_400.0
 MOST_REPLICAS = 10_000
 """Beyond these a value is a slip, and a simulation of it would take the machine down."""
 Router = Literal["round_robin", "least_pending", "least_loaded"]
+Authority = Literal["direct", "hold", "floor"]
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,11 @@ class RunConfig:
     fallback_target: float | None = None
     """Output tokens/s per ready replica that the fallback (HPA) aims for. None: a comparison takes
     what the sweep found for hpa, a single run holds its settings where a guardrail trips."""
+    authority: Authority = "direct"
+    """Who owns the replicas. direct: the policy. hold: the policy too, with the native HPA paused
+    and inside its bounds, which in simulation are the knob's range, so its figures are those of
+    direct. floor: the native HPA (output tokens/s per replica, `fallback_target`), whose minimum
+    the policy raises: it can add replicas and never take one away."""
     guardrails: GuardrailConfig = field(default_factory=GuardrailConfig)
     """Widths of the guardrails."""
 

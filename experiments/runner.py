@@ -9,6 +9,7 @@ from experiments.job import Job
 from experiments.result import RunResult
 from experiments.run import run, target_knobs
 from policies import POLICIES, RulePolicy, StaticRule, build_policy
+from policies.floor import FloorPolicy
 from tuner.core.knobs import KnobSpace
 from tuner.core.profile import ServingProfile
 from tuner.core.protocols import Policy
@@ -51,7 +52,7 @@ class SimulationRunner:
 
     def _policy(self, job: Job, knobs: KnobSpace, profile: ServingProfile) -> Policy:
         config = job.config
-        return build_policy(
+        policy = build_policy(
             job.policy,
             job.options,
             knobs,
@@ -59,6 +60,11 @@ class SimulationRunner:
             profile=profile,
             slo=config.slo,
         )
+        if config.authority != "floor" or config.fallback_target is None:
+            # Without a native rule there is no floor to raise: so are static's sweeps run.
+            return policy
+        native = fallback_of(job, knobs)
+        return FloorPolicy(policy, native, native.rule.memory_size)
 
 
 def trained_from(policy: str) -> dict[str, object]:
@@ -74,7 +80,7 @@ def trained_from(policy: str) -> dict[str, object]:
     }
 
 
-def fallback_of(job: Job, knobs: KnobSpace) -> Policy:
+def fallback_of(job: Job, knobs: KnobSpace) -> RulePolicy:
     """HPA on output tokens/s at the job's target; without a target, nobody: settings are held."""
     target = job.config.fallback_target
     if target is None:

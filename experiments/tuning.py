@@ -163,7 +163,7 @@ def tune(
     start = count if run.initial_replicas is None else run.initial_replicas
 
     target = bench.options("hpa").get("target")
-    alone = specs == {"static"}
+    alone = specs == {"static"} and run.authority != "floor"
     if target is None and ("hpa" in specs or (run.fallback_target is None and not alone)):
         sweeps["hpa"] = bench.hpa(train, "tuning", start)
         curves["hpa"] = sweeps["hpa"] if train is trace else bench.hpa(trace, "curve", start)

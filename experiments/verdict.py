@@ -142,6 +142,11 @@ def _input_notes(comparison: Comparison) -> Iterator[str]:
 
 def _world_notes(run: RunConfig) -> Iterator[str]:
     """Where the simulated world was asked to be another than the profile's and a smooth one."""
+    if run.authority == "floor":
+        yield (
+            "Authority floor: the native HPA owns the replicas, and every policy only raises its "
+            "minimum. A policy can serve better than that HPA here, never cheaper."
+        )
     if run.startup is not None:
         yield f"Replicas start by the named start {run.startup}, not by the profile's own."
     if run.drain_timeout_s is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,6 +13,14 @@ from rich.markup import escape
 
 from tuner.commands.gaps import Gaps, GapsOption
 from tuner.commands.startup import StartupOption
+
+
+class AuthorityName(StrEnum):
+    """`experiments.config.Authority` as a choice of the command line."""
+
+    DIRECT = "direct"
+    HOLD = "hold"
+    FLOOR = "floor"
 
 
 def command(
@@ -53,6 +62,13 @@ def command(
         ),
     ] = None,
     startup: StartupOption = None,
+    authority: Annotated[
+        AuthorityName | None,
+        typer.Option(
+            help="Who owns the replicas: the policy (direct, hold) or the native HPA, whose "
+            "minimum the policy raises (floor: adds, never takes away). (default direct)"
+        ),
+    ] = None,
     jobs: Annotated[
         int | None, typer.Option(help="Runs at once. (default one per core)", min=1)
     ] = None,
@@ -78,6 +94,9 @@ def command(
       tuner compare --trace day.parquet --profile my-fleet.yaml
       --policies static,hpa --set static.replicas=6 --set hpa.target=900
       --out runs/given
+
+      tuner compare --trace day.parquet --profile my-fleet.yaml
+      --policies hpa,bundles/r1-1.0.0 --authority floor --out runs/floor
     """
     from experiments.compare_command import CompareRequest, compare_to_folder
     from experiments.comparison import comparison_summary
@@ -94,6 +113,7 @@ def command(
         train_trace=train_trace,
         baseline=baseline,
         startup=startup.value if startup else None,
+        authority=authority.value if authority else None,
         jobs=jobs,
         gaps=gaps.value,
     )

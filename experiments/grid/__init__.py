@@ -1,0 +1,1 @@
+"""One comparison per scenario, and what all of them say together."""
