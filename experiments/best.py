@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.equal_attainment import ORACLE, equal_costs, levels
 from experiments.money import price_of, usd
-from experiments.readable import figure, interval, percent
+from experiments.readable import MINUS, figure, interval, percent
 from experiments.statistics import seeds_interval
 from experiments.verdict import EVEN_COST
 
@@ -29,7 +29,7 @@ class Lead:
 
 
 def ranked(comparison: Comparison) -> list[PolicyOutcome]:
-    """The best first: those that reach the goal by cost, then the rest by attainment; bounds last."""
+    """The best first: who reaches the goal by cost, then the rest by attainment; bounds last."""
     goal = comparison.config.sweep.goal
 
     def place(outcome: PolicyOutcome) -> tuple[bool, bool, float]:
@@ -39,6 +39,12 @@ def ranked(comparison: Comparison) -> list[PolicyOutcome]:
         return outcome.name in BOUNDS, not reached, order
 
     return sorted(comparison.policies, key=place)
+
+
+def below_goal(comparison: Comparison) -> list[str]:
+    """Policies that miss the goal, in the comparison's order."""
+    goal = comparison.config.sweep.goal
+    return [o.name for o in comparison.policies if o.mean("slo_attainment") < goal]
 
 
 def lead(comparison: Comparison) -> Lead | None:
@@ -59,9 +65,7 @@ def lead(comparison: Comparison) -> Lead | None:
     )
 
 
-def _sentence(
-    comparison: Comparison, order: Sequence[PolicyOutcome], base: PolicyOutcome
-) -> str:
+def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: PolicyOutcome) -> str:
     first, goal = order[0], comparison.config.sweep.goal
     served = _with_interval("slo_attainment", first.estimates["slo_attainment"])
     if first.mean("slo_attainment") < goal:
@@ -159,9 +163,7 @@ def _to_the_bound(comparison: Comparison, first: PolicyOutcome) -> list[str]:
     return []
 
 
-def _luck(
-    order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutcome
-) -> list[str]:
+def _luck(order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
     if len(order) < 4 or first is base:
         return []
     return [
@@ -184,5 +186,5 @@ def _with_interval(metric: str, estimate: Estimate) -> str:
 def _bounds(low: float, high: float, *, signed: bool = False) -> str:
     texts = [percent(bound).removesuffix(" %") for bound in (low, high)]
     if signed:
-        texts = [text if bound < 0 else f"+{text}" for text, bound in zip(texts, (low, high))]
+        texts = [text if text.startswith(MINUS) else f"+{text}" for text in texts]
     return f"{texts[0]} to {texts[1]} %"

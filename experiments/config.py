@@ -85,8 +85,8 @@ class RunConfig:
     guardrails: GuardrailConfig = field(default_factory=GuardrailConfig)
     """Widths of the guardrails."""
     price_per_gpu_hour_usd: float | None = None
-    """What one GPU costs per hour, USD, whether it serves or waits. None: the profile's price; where
-    that has none either, costs are GPU hours only."""
+    """What one GPU costs per hour, USD, whether it serves or waits. None: the profile's price;
+    where that has none either, costs are GPU hours only."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.best import ranked
 from experiments.comparison import Comparison
 from experiments.readable import clock, duration, percent
 from experiments.result import Floats, TickTable
@@ -54,10 +55,10 @@ class Loss:
 
 
 def losses(comparison: Comparison) -> list[Loss]:
-    """The worst minutes of each policy's first run, in the comparison's order; none without a miss."""
+    """The worst minutes of each policy's first run, the best policy first; none without a miss."""
     run = comparison.config.run
     found = []
-    for outcome in comparison.policies:
+    for outcome in ranked(comparison):
         ticks = outcome.runs[0].ticks
         if ticks is not None and len(ticks) and int(ticks.missed.sum()):
             found.append(worst(outcome.name, ticks, run.slo, run.max_replicas))
@@ -178,7 +179,7 @@ class _Scene:
         said = f"{_replicas(had)} ready"
         peak = float(np.nanmax(ready[self._before : self.first + 1]))
         if peak > had:
-            said += f", {peak - had:.0f} fewer than in the {duration(LOOKBACK_S)} before"
+            said += f", down from {peak:.0f} in the {duration(LOOKBACK_S)} before"
         if starting > 0:
             came = np.flatnonzero(ready[self.first :] > had)
             said += f", {starting:.0f} starting"

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.job import RunDigest
-from experiments.readable import digits
 from experiments.statistics import seeds_interval
 
 HOURS_PER_MONTH = 730.5
@@ -64,9 +63,9 @@ def simulated_h(comparison: Comparison) -> float:
 
 
 def usd(value: float) -> str:
-    """`USD 1,234`, with four digits at least and never less than a cent shown."""
+    """`USD 1,234`; cents below a hundred."""
     sign = "\N{MINUS SIGN}" if value < 0 else ""
-    return f"{sign}USD {abs(value):,.{digits(abs(value))}f}"
+    return f"{sign}USD {abs(value):,.{0 if abs(value) >= 100 else 2}f}"
 
 
 def _bill(comparison: Comparison, outcome: PolicyOutcome, price: Price, months: float) -> Bill:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from experiments.statistics import Interval
 
@@ -55,9 +56,9 @@ def number(metric: str, value: float, scale: float | None = None) -> str:
     if metric.endswith("_s"):
         if _in_ms(metric, size):
             return _signed(f"{1000 * value:.{0 if size >= 0.1 else 1}f}")
-        return _signed(f"{value:,.{digits(size)}f}")
+        return _signed(f"{value:,.{_digits(size)}f}")
     if metric in ("goodput_qps", "gpu_hours", "replica_hours"):
-        return _signed(f"{value:,.{digits(size)}f}")
+        return _signed(f"{value:,.{_digits(size)}f}")
     whole = float(value).is_integer()
     return _signed(f"{value:,.0f}" if whole else f"{value:,.1f}")
 
@@ -95,17 +96,15 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
 def clock(seconds: float) -> str:
     """A moment of the trace: 3725 is 1:02:05."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
-
-
-def digits(size: float) -> int:
-    """Decimals that leave four digits of a value of this size, two decimals at most."""
-    if size >= 1000:
-        return 0
-    return 1 if size >= 100 else 2
 
 
 def _percentage(share: float) -> str:
@@ -118,6 +117,13 @@ def _percentage(share: float) -> str:
 
 def _in_ms(metric: str, value: float) -> bool:
     return metric.startswith("tpot") or abs(value) < 1
+
+
+def _digits(size: float) -> int:
+    """Decimals that leave four digits of a value of this size, two decimals at most."""
+    if size >= 1000:
+        return 0
+    return 1 if size >= 100 else 2
 
 
 def _signed(text: str) -> str:

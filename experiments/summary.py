@@ -111,12 +111,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("e2e_p99_s", "E2E p99", "s", "lower", "submit to last token, finished requests"),
     Metric("requests", "requests", "requests", "neither", "requests of the trace"),
     Metric("completed", "completed", "requests", "higher", "requests that gave their last token"),
-    Metric(
-        "prompt_tokens", "prompt tokens", "tokens", "neither", "prompts of completed requests"
-    ),
-    Metric(
-        "output_tokens", "output tokens", "tokens", "neither", "answers of completed requests"
-    ),
+    Metric("prompt_tokens", "prompt tokens", "tokens", "neither", "prompts of completed requests"),
+    Metric("output_tokens", "output tokens", "tokens", "neither", "answers of completed requests"),
     Metric(
         "preemptions", "preemptions", "times", "lower", "times a request lost its place in a batch"
     ),

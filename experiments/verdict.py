@@ -13,6 +13,7 @@ from experiments.readable import (
     difference_interval,
     duration,
     figure,
+    listed,
     percent,
 )
 from experiments.statistics import MIN_BLOCKS
@@ -68,19 +69,21 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _missed_goals(comparison: Comparison) -> Iterator[str]:
-    goal = comparison.config.sweep.goal
+    goal, missed = comparison.config.sweep.goal, []
     for outcome in comparison.policies:
         attainment = outcome.mean("slo_attainment")
         if attainment < goal:
-            reached = figure("slo_attainment", attainment)
-            yield f"{outcome.name} misses the goal of {percent(goal)}: it reaches {reached}."
+            missed.append(f"{outcome.name} ({figure('slo_attainment', attainment)})")
+    if missed:
+        verb = "misses" if len(missed) == 1 else "miss"
+        yield f"{listed(missed)} {verb} the goal of {percent(goal)}."
 
 
 def _tuning_notes(comparison: Comparison) -> Iterator[str]:
     tuning = comparison.tuning
     if not tuning.sweeps:
         return
-    rules = " and ".join(tuning.sweeps)
+    rules = listed(list(tuning.sweeps))
     were = "was" if len(tuning.sweeps) == 1 else "were"
     if tuning.hindsight:
         yield (
@@ -293,21 +296,25 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
 def cost_at(points: Sequence[Point], attainment: float) -> float | None:
     """GPU hours at which a rule's curve reaches an attainment; None where it never does.
 
-    Linear between the two nearest points of the lower envelope (no other point serves better for
-    less).
+    Linear between the two nearest points of the `envelope`.
     """
-    envelope: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
-        served = point.figures.slo_attainment
-        if not envelope or served > envelope[-1][0]:
-            envelope.append((served, point.figures.gpu_hours))
-    for place, (served, cost) in enumerate(envelope):
+    useful = [(p.figures.slo_attainment, p.figures.gpu_hours) for p in envelope(points)]
+    for place, (served, cost) in enumerate(useful):
         if served >= attainment:
             if place == 0:
                 return cost
-            below, cheaper = envelope[place - 1]
+            below, cheaper = useful[place - 1]
             return cheaper + (cost - cheaper) * (attainment - below) / (served - below)
     return None
+
+
+def envelope(points: Sequence[Point]) -> list[Point]:
+    """The points worth having, cheapest first: no other one serves as well for less."""
+    useful: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
+        if not useful or point.figures.slo_attainment > useful[-1].figures.slo_attainment:
+            useful.append(point)
+    return useful
 
 
 def _signed_percent(share: float) -> str:
