@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
-from experiments.equal_attainment import ORACLE, equal_costs, levels
+from experiments.equal_attainment import equal_costs, levels
 from experiments.money import price_of, usd
 from experiments.readable import MINUS, figure, interval, percent
 from experiments.statistics import seeds_interval
-from experiments.verdict import EVEN_COST
-
-BOUNDS = ("oracle-a", ORACLE)
-"""Not policies that anyone could run: they know the future."""
+from experiments.verdict import BOUNDS, EVEN_COST, ORACLE
 
 
 @dataclass(frozen=True)

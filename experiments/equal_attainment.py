@@ -7,12 +7,10 @@ from dataclasses import dataclass
 
 from experiments.comparison import Comparison
 from experiments.sweep import Point
-from experiments.verdict import cost_at
+from experiments.verdict import ORACLE, cost_at
 
 LEVELS = (0.99, 0.995)
 """Attainments that such fleets promise; the comparison's own goal stands beside them."""
-ORACLE = "oracle-b"
-"""The bound: it knows the future, and is bound by cold start and drain."""
 
 
 @dataclass(frozen=True)

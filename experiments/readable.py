@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from experiments.statistics import Interval
 
@@ -59,6 +59,8 @@ def number(metric: str, value: float, scale: float | None = None) -> str:
         return _signed(f"{value:,.{_digits(size)}f}")
     if metric in ("goodput_qps", "gpu_hours", "replica_hours"):
         return _signed(f"{value:,.{_digits(size)}f}")
+    if metric.endswith("_tokens") and size >= 1e6:
+        return _signed(f"{value / 1e6:,.{_digits(size / 1e6)}f} M")
     whole = float(value).is_integer()
     return _signed(f"{value:,.0f}" if whole else f"{value:,.1f}")
 
@@ -86,6 +88,17 @@ def difference_interval(metric: str, bounds: Interval | None) -> str:
 def percent(share: float, digits: int = 1) -> str:
     """A ratio as percent: 0.123 is 12.3 %."""
     return _signed(f"{100 * share:.{digits}f}") + " %"
+
+
+def setting_text(value: object) -> str:
+    """The value of an option or of a configuration's key."""
+    if value is None:
+        return "not set"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping | tuple | list) and not value:
+        return "none"
+    return str(value)
 
 
 def duration(seconds: float) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, PolicyOutcome
+from experiments.readable import NOTHING, setting_text
 from experiments.run import target_knobs
 from policies import POLICIES, Options, Target
 
@@ -43,6 +44,11 @@ def settings_of(comparison: Comparison, outcome: PolicyOutcome) -> list[Setting]
         for name, (value, default) in options.settings.items()
     ]
     return sorted(found, key=lambda setting: (not setting.tuned, not setting.changed))
+
+
+def default_text(setting: Setting) -> str:
+    """The default in words."""
+    return NOTHING if setting.default is None else setting_text(setting.default)
 
 
 def _tuned(comparison: Comparison, outcome: PolicyOutcome) -> set[str]:

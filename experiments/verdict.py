@@ -24,6 +24,11 @@ EVEN_ATTAINMENT = 0.0005
 """Half a request in a thousand: below it nobody would act on a difference of attainment."""
 EVEN_COST = 0.005
 """Half a percent of the cost: likewise."""
+ORACLE = "oracle-b"
+"""The bound that a policy's regret is measured against: it knows the future, and is bound by cold
+start and drain as everyone is."""
+BOUNDS = ("oracle-a", ORACLE)
+"""Not policies that anyone could run."""
 
 
 class Standing(StrEnum):
@@ -271,23 +276,28 @@ def _how_far(attainment: Estimate, cost: Estimate) -> list[str]:
 
 
 def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]:
-    """What the tuned rules would cost at this policy's attainment."""
-    found = []
+    """What the baseline, and the cheapest of the other rules, would cost at this attainment."""
     attainment, cost = outcome.mean("slo_attainment"), outcome.mean("gpu_hours")
-    for rule, sweep in comparison.tuning.curves.items():
-        if rule == outcome.policy:
+    same = {
+        rule: needed
+        for rule, sweep in comparison.tuning.curves.items()
+        if rule not in (outcome.policy, *BOUNDS)
+        and (needed := cost_at(sweep.points, attainment)) is not None
+        and needed > 0
+    }
+    shown = {comparison.baseline, min(same, key=lambda rule: same[rule], default=None)}
+    found = []
+    for rule, needed in same.items():
+        if rule not in shown:
             continue
-        same = cost_at(sweep.points, attainment)
-        if same is None or same <= 0:
-            continue
-        more = cost / same - 1
+        more = cost / needed - 1
         if abs(more) < EVEN_COST:
             compared = f"{outcome.name} costs about the same"
         else:
             compared = f"{outcome.name} costs {percent(abs(more))} {'more' if more > 0 else 'less'}"
-        needs = figure("gpu_hours", same)
+        hours = figure("gpu_hours", needed)
         found.append(
-            f"{rule}, set with hindsight to the same attainment, needs about {needs} GPU hours: "
+            f"{rule}, set with hindsight to the same attainment, needs about {hours} GPU hours: "
             f"{compared}."
         )
     return found

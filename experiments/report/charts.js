@@ -119,11 +119,12 @@ async function start() {
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
 
-  // Paper is light and narrower than most screens, nothing on it can be opened, and it shows what
-  // everyone sees first rather than what this reader happened to look at.
+  // Paper is light and narrower than most screens, nothing on it can be opened (all is open but what
+  // its headline says in brief), and it shows what everyone sees first rather than what this reader
+  // happened to look at.
   let restore = () => {};
   window.addEventListener("beforeprint", () => {
-    const closed = [...document.querySelectorAll("details:not([open])")];
+    const closed = [...document.querySelectorAll("details:not([open], .brief)")];
     const ticked = Object.keys(plots).flatMap(boxes).map((box) => [box, box.checked]);
     const ranges = { ...zoomed };
     restore = () => {

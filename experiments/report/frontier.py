@@ -8,11 +8,10 @@ from itertools import chain
 from typing import Any
 
 from experiments.comparison import Comparison, PolicyOutcome
-from experiments.equal_attainment import ORACLE
 from experiments.readable import figure
 from experiments.report.colours import Colour, token
 from experiments.sweep import Sweep
-from experiments.verdict import envelope
+from experiments.verdict import ORACLE, envelope
 
 LOWEST = 0.9
 """Attainment at which the plot begins, unless a policy lies lower: nobody operates below it."""

@@ -12,19 +12,28 @@ from experiments.comparison import Comparison, PolicyOutcome
 from experiments.equal_attainment import equal_costs
 from experiments.losses import Loss, losses
 from experiments.money import price_of, simulated_h
-from experiments.readable import NOTHING, duration, figure, listed, percent
+from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
 from experiments.report.frontier import frontier
-from experiments.report.tables import equal_table, figure_tables, has_regret, money_table
+from experiments.report.tables import (
+    FEW,
+    equal_table,
+    error_rows,
+    figure_tables,
+    has_regret,
+    load_facts,
+    money_table,
+    objectives,
+    title,
+)
 from experiments.report.template import render_template, swatch
 from experiments.report.timelines import time_axis, timelines
-from experiments.settings import settings_of
+from experiments.settings import default_text, settings_of
 from experiments.summary import METRICS
 from experiments.sweep import Sweep
 from experiments.verdict import notes, verdicts
 from policies import POLICIES
 from tuner.core.profile import ServingProfile
-from tuner.core.trace import Trace
 
 
 def write_report(comparison: Comparison, run: Mapping[str, object], path: Path) -> None:
@@ -105,28 +114,19 @@ CONTENTS = (
 )
 """Anchor and name of each section."""
 
-USUAL = 4
-"""Policies that a timeline can show at once and stay readable."""
-FEWEST = 3
-"""Policies it shows at first where there are more of them."""
+USUAL = 3
+"""Policies that a timeline shows at first where there are too many for all of them."""
 _AROUND_S = 1200.0
 """What a link to the worst minutes shows before and after them: a cold start and its cause."""
-
-
-def title(comparison: Comparison) -> str:
-    """What was compared on what."""
-    names = [outcome.name for outcome in comparison.policies]
-    what = listed(names) if len(names) <= USUAL else f"{len(names)} policies"
-    return f"{what} on {comparison.trace.name}"
 
 
 def usual(comparison: Comparison) -> list[str]:
     """What a timeline shows at first: the best, the baseline, what was learned, who is next."""
     order = [outcome.name for outcome in ranked(comparison)]
     learned = [name for name in order if comparison[name].policy not in POLICIES]
-    first = list(dict.fromkeys([order[0], comparison.baseline, *learned]))[:USUAL]
+    first = list(dict.fromkeys([order[0], comparison.baseline, *learned]))[:FEW]
     rest = [name for name in order if name not in first]
-    return first + rest[: (USUAL if len(order) <= USUAL else FEWEST) - len(first)]
+    return first + rest[: (FEW if len(order) <= FEW else USUAL) - len(first)]
 
 
 def _zoom(comparison: Comparison, loss: Loss) -> tuple[float, float]:
@@ -183,35 +183,14 @@ def setting_rows(
     comparison: Comparison, outcome: PolicyOutcome
 ) -> tuple[list[SettingRow], list[SettingRow]]:
     """Options of a policy that were changed, and those that have their default."""
-    changed, unchanged = [], []
+    changed: list[SettingRow] = []
+    unchanged: list[SettingRow] = []
     for setting in settings_of(comparison, outcome):
-        default = NOTHING if setting.default is None else _value(setting.default)
-        row = SettingRow(setting.name, _value(setting.value), default, setting.tuned)
+        row = SettingRow(
+            setting.name, setting_text(setting.value), default_text(setting), setting.tuned
+        )
         (changed if setting.changed else unchanged).append(row)
     return changed, unchanged
-
-
-def error_rows(profile: ServingProfile) -> list[tuple[str, str]]:
-    """How far the profile is off, figure by figure."""
-    return [(name.replace("_", " "), percent(value)) for name, value in profile.error.items()]
-
-
-def load_facts(trace: Trace) -> list[tuple[str, str]]:
-    """The load in a few figures."""
-    span_s = trace.last_arrival_s
-    rate = f"{len(trace) / span_s:.1f} /s" if span_s > 0 else NOTHING
-    return [
-        ("requests", f"{len(trace):,}"),
-        ("span", duration(span_s)),
-        ("mean arrivals", rate),
-        ("mean prompt", f"{trace.prompt_tokens.mean():,.0f} tokens"),
-        ("mean output", f"{trace.output_tokens.mean():,.0f} tokens"),
-    ]
-
-
-def objectives(comparison: Comparison) -> str:
-    slo = comparison.config.run.slo
-    return f"TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {1000 * slo.tpot_s:g} ms"
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -221,14 +200,4 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, Mapping) and value:
             yield from _flat(value, inner)
         else:
-            yield inner, _value(value)
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping | tuple | list) and not value:
-        return "none"
-    return str(value)
+            yield inner, setting_text(value)

@@ -9,13 +9,43 @@ from experiments.best import ranked
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.equal_attainment import EqualCost, equal_costs, levels
 from experiments.money import Bill, Price, bills, usd
-from experiments.readable import (
-    NOTHING,
-    figure,
-    percent,
-    shown_interval,
-)
+from experiments.readable import NOTHING, duration, figure, listed, percent, shown_interval
 from experiments.summary import METRICS
+from tuner.core.profile import ServingProfile
+from tuner.core.trace import Trace
+
+FEW = 4
+"""Policies that a title can name, and that a timeline can show at once and stay readable."""
+
+
+def title(comparison: Comparison) -> str:
+    """What was compared on what."""
+    names = [outcome.name for outcome in comparison.policies]
+    what = listed(names) if len(names) <= FEW else f"{len(names)} policies"
+    return f"{what} on {comparison.trace.name}"
+
+
+def error_rows(profile: ServingProfile) -> list[tuple[str, str]]:
+    """How far the profile is off, figure by figure."""
+    return [(name.replace("_", " "), percent(value)) for name, value in profile.error.items()]
+
+
+def load_facts(trace: Trace) -> list[tuple[str, str]]:
+    """The load in a few figures."""
+    span_s = trace.last_arrival_s
+    rate = f"{len(trace) / span_s:.1f} /s" if span_s > 0 else NOTHING
+    return [
+        ("requests", f"{len(trace):,}"),
+        ("span", duration(span_s)),
+        ("mean arrivals", rate),
+        ("mean prompt", f"{trace.prompt_tokens.mean():,.0f} tokens"),
+        ("mean output", f"{trace.output_tokens.mean():,.0f} tokens"),
+    ]
+
+
+def objectives(comparison: Comparison) -> str:
+    slo = comparison.config.run.slo
+    return f"TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {1000 * slo.tpot_s:g} ms"
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,17 @@ const BETWEEN = 40; // pixels; the title of the lower panel stands there
 const TOP = 24;
 const BOTTOM = 50;
 
+const PAGE = 740; // most pixels that a printed page has room for below the heading
+
 function stacked(plot, shown) {
-  const panels = plot.panels
+  let panels = plot.panels
     .map((panel) => ({ ...panel, traces: panel.traces.filter(shown) }))
     .filter((panel) => panel.traces.length > 0);
-  const inner = panels.reduce((sum, panel) => sum + panel.height, 0) + BETWEEN * (panels.length - 1);
+  const between = BETWEEN * (panels.length - 1);
+  const tall = panels.reduce((sum, panel) => sum + panel.height, 0);
+  const scale = document.documentElement.dataset.theme === "print" ? Math.min(1, (PAGE - between) / tall) : 1;
+  panels = panels.map((panel) => ({ ...panel, height: panel.height * scale }));
+  const inner = tall * scale + between;
   const last = panels.length === 1 ? "" : String(panels.length);
   const layout = {
     height: inner + TOP + BOTTOM,

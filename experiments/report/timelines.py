@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.best import ranked
 from experiments.comparison import Comparison
 from experiments.report.colours import Colour, token
 from experiments.result import Bools, Floats, TickTable
@@ -95,7 +96,7 @@ def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str
 
     Each trace holds its policy in `meta`; that of the load, which is everyone's, has none.
     """
-    runs = {o.name: o.runs[0].ticks for o in comparison.policies}
+    runs = {o.name: o.runs[0].ticks for o in ranked(comparison)}
     ticks = {name: run for name, run in runs.items() if run is not None and len(run)}
     axis = time_axis(comparison)
     end_s, unit_s = axis.end_s, axis.unit_s
