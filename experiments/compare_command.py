@@ -18,7 +18,7 @@ from experiments.folder import provenance, result_folder, write_json
 from experiments.job import OptionValue
 from experiments.load import read_load
 from experiments.progress import run_progress
-from experiments.report import require_report_extra, write_report
+from experiments.report import require_report_extra, write_markdown, write_report
 from experiments.runner import SimulationRunner
 from experiments.simulate import parse_options
 from policies import POLICIES
@@ -96,6 +96,7 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
         write_json(folder / "run.json", run)
         write_json(folder / "summary.json", comparison_summary(comparison))
         write_report(comparison, run, folder / "report.html")
+        write_markdown(comparison, run, folder / "report.md")
     return comparison
 
 

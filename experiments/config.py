@@ -90,6 +90,9 @@ class RunConfig:
     the policy raises: it can add replicas and never take one away."""
     guardrails: GuardrailConfig = field(default_factory=GuardrailConfig)
     """Widths of the guardrails."""
+    price_per_gpu_hour_usd: float | None = None
+    """What one GPU costs per hour, USD, whether it serves or waits. None: the profile's price;
+    where that has none either, costs are GPU hours only."""
 
 
 @dataclass(frozen=True)
@@ -157,6 +160,7 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
         "slo.ttft_s": config.slo.ttft_s,
         "slo.tpot_s": config.slo.tpot_s,
         "fallback_target": config.fallback_target,
+        "price_per_gpu_hour_usd": config.price_per_gpu_hour_usd,
         "guardrails.max_age_s": config.guardrails.max_age_s,
     }
     for path, value in above_0.items():

@@ -6,7 +6,7 @@ requests.parquet  a row per request in trace order: arrival_s, ttft_s, e2e_s, tp
                   preemptions; a comparison puts policy and seed in front, and its rows are in
                   the order of policies, then seeds, then the trace
 ticks.parquet     a row per control tick; policy and seed in front likewise
-report.html       of a comparison
+report.html       of a comparison, and report.md: the same in short
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 from experiments.statistics import Interval
 
@@ -58,6 +59,8 @@ def number(metric: str, value: float, scale: float | None = None) -> str:
         return _signed(f"{value:,.{_digits(size)}f}")
     if metric in ("goodput_qps", "gpu_hours", "replica_hours"):
         return _signed(f"{value:,.{_digits(size)}f}")
+    if metric.endswith("_tokens") and size >= 1e6:
+        return _signed(f"{value / 1e6:,.{_digits(size / 1e6)}f} M")
     whole = float(value).is_integer()
     return _signed(f"{value:,.0f}" if whole else f"{value:,.1f}")
 
@@ -87,12 +90,34 @@ def percent(share: float, digits: int = 1) -> str:
     return _signed(f"{100 * share:.{digits}f}") + " %"
 
 
+def setting_text(value: object) -> str:
+    """The value of an option or of a configuration's key."""
+    if value is None:
+        return "not set"
+    if isinstance(value, float):
+        return f"{value:g}"
+    if isinstance(value, Mapping | tuple | list) and not value:
+        return "none"
+    return str(value)
+
+
 def duration(seconds: float) -> str:
     """A span in the unit that reads best."""
     for unit_s, name, least in ((86400, "days", 2), (3600, "h", 1), (60, "min", 1)):
         if seconds >= least * unit_s:
             return f"{seconds / unit_s:.3g} {name}"
     return f"{seconds:.3g} s"
+
+
+def listed(names: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+
+
+def clock(seconds: float) -> str:
+    """A moment of the trace: 3725 is 1:02:05."""
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
 def _percentage(share: float) -> str:

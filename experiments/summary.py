@@ -42,6 +42,10 @@ class Figures:
     """Requests of the trace; unfinished, rejected and failed ones count as missed."""
     completed: int
     """Requests that gave their last token."""
+    prompt_tokens: int
+    """Of completed requests."""
+    output_tokens: int
+    """Of completed requests."""
     preemptions: int
     """Times a request lost its place in a batch, over the trace's requests."""
     actions: int
@@ -107,6 +111,8 @@ METRICS: tuple[Metric, ...] = (
     Metric("e2e_p99_s", "E2E p99", "s", "lower", "submit to last token, finished requests"),
     Metric("requests", "requests", "requests", "neither", "requests of the trace"),
     Metric("completed", "completed", "requests", "higher", "requests that gave their last token"),
+    Metric("prompt_tokens", "prompt tokens", "tokens", "neither", "prompts of completed requests"),
+    Metric("output_tokens", "output tokens", "tokens", "neither", "answers of completed requests"),
     Metric(
         "preemptions", "preemptions", "times", "lower", "times a request lost its place in a batch"
     ),
@@ -143,6 +149,8 @@ def figures_of(result: RunResult, slo: Slo) -> Figures:
         e2e_p99_s=e2e_p99_s,
         requests=len(requests),
         completed=int(finished.sum()),
+        prompt_tokens=int(requests.prompt_tokens[finished].sum(dtype=np.int64)),
+        output_tokens=int(requests.output_tokens[finished].sum(dtype=np.int64)),
         preemptions=int(requests.preemptions.sum()),
         actions=result.actions,
         clamps=result.clamps,

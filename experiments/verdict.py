@@ -13,6 +13,7 @@ from experiments.readable import (
     difference_interval,
     duration,
     figure,
+    listed,
     percent,
 )
 from experiments.statistics import MIN_BLOCKS
@@ -23,6 +24,11 @@ EVEN_ATTAINMENT = 0.0005
 """Half a request in a thousand: below it nobody would act on a difference of attainment."""
 EVEN_COST = 0.005
 """Half a percent of the cost: likewise."""
+ORACLE = "oracle-b"
+"""The bound that a policy's regret is measured against: it knows the future, and is bound by cold
+start and drain as everyone is."""
+BOUNDS = ("oracle-a", ORACLE)
+"""Not policies that anyone could run."""
 
 
 class Standing(StrEnum):
@@ -68,19 +74,21 @@ def notes(comparison: Comparison) -> list[str]:
 
 
 def _missed_goals(comparison: Comparison) -> Iterator[str]:
-    goal = comparison.config.sweep.goal
+    goal, missed = comparison.config.sweep.goal, []
     for outcome in comparison.policies:
         attainment = outcome.mean("slo_attainment")
         if attainment < goal:
-            reached = figure("slo_attainment", attainment)
-            yield f"{outcome.name} misses the goal of {percent(goal)}: it reaches {reached}."
+            missed.append(f"{outcome.name} ({figure('slo_attainment', attainment)})")
+    if missed:
+        verb = "misses" if len(missed) == 1 else "miss"
+        yield f"{listed(missed)} {verb} the goal of {percent(goal)}."
 
 
 def _tuning_notes(comparison: Comparison) -> Iterator[str]:
     tuning = comparison.tuning
     if not tuning.sweeps:
         return
-    rules = " and ".join(tuning.sweeps)
+    rules = listed(list(tuning.sweeps))
     were = "was" if len(tuning.sweeps) == 1 else "were"
     if tuning.hindsight:
         yield (
@@ -273,23 +281,28 @@ def _how_far(attainment: Estimate, cost: Estimate) -> list[str]:
 
 
 def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]:
-    """What the tuned rules would cost at this policy's attainment."""
-    found = []
+    """What the baseline, and the cheapest of the other rules, would cost at this attainment."""
     attainment, cost = outcome.mean("slo_attainment"), outcome.mean("gpu_hours")
-    for rule, sweep in comparison.tuning.curves.items():
-        if rule == outcome.policy:
+    same = {
+        rule: needed
+        for rule, sweep in comparison.tuning.curves.items()
+        if rule not in (outcome.policy, *BOUNDS)
+        and (needed := cost_at(sweep.points, attainment)) is not None
+        and needed > 0
+    }
+    shown = {comparison.baseline, min(same, key=lambda rule: same[rule], default=None)}
+    found = []
+    for rule, needed in same.items():
+        if rule not in shown:
             continue
-        same = cost_at(sweep.points, attainment)
-        if same is None or same <= 0:
-            continue
-        more = cost / same - 1
+        more = cost / needed - 1
         if abs(more) < EVEN_COST:
             compared = f"{outcome.name} costs about the same"
         else:
             compared = f"{outcome.name} costs {percent(abs(more))} {'more' if more > 0 else 'less'}"
-        needs = figure("gpu_hours", same)
+        hours = figure("gpu_hours", needed)
         found.append(
-            f"{rule}, set with hindsight to the same attainment, needs about {needs} GPU hours: "
+            f"{rule}, set with hindsight to the same attainment, needs about {hours} GPU hours: "
             f"{compared}."
         )
     return found
@@ -298,21 +311,25 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
 def cost_at(points: Sequence[Point], attainment: float) -> float | None:
     """GPU hours at which a rule's curve reaches an attainment; None where it never does.
 
-    Linear between the two nearest points of the lower envelope (no other point serves better for
-    less).
+    Linear between the two nearest points of the `envelope`.
     """
-    envelope: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
-        served = point.figures.slo_attainment
-        if not envelope or served > envelope[-1][0]:
-            envelope.append((served, point.figures.gpu_hours))
-    for place, (served, cost) in enumerate(envelope):
+    useful = [(p.figures.slo_attainment, p.figures.gpu_hours) for p in envelope(points)]
+    for place, (served, cost) in enumerate(useful):
         if served >= attainment:
             if place == 0:
                 return cost
-            below, cheaper = envelope[place - 1]
+            below, cheaper = useful[place - 1]
             return cheaper + (cost - cheaper) * (attainment - below) / (served - below)
     return None
+
+
+def envelope(points: Sequence[Point]) -> list[Point]:
+    """The points worth having, cheapest first: no other one serves as well for less."""
+    useful: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
+        if not useful or point.figures.slo_attainment > useful[-1].figures.slo_attainment:
+            useful.append(point)
+    return useful
 
 
 def _signed_percent(share: float) -> str:

@@ -241,7 +241,7 @@ def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
         traces.append(line)
         for what, results in fit.left_out.items():
             unseen = [r for r in results if r.point.shape == shape]
-            open_mark = {"size": 10, "symbol": f"{OTHERS[place].symbol}-open"}
+            open_mark = {"size": 10, "symbol": f"{OTHERS[place % len(OTHERS)].symbol}-open"}
             if what == "shape":
                 open_mark["symbol"] = "circle-open"
             label = f"{shape}, {what.replace('_', ' ')} left out".replace("held out left", "left")

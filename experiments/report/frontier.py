@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from itertools import chain
 from typing import Any
 
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.readable import figure
 from experiments.report.colours import Colour, token
 from experiments.sweep import Sweep
+from experiments.verdict import ORACLE, envelope
 
 LOWEST = 0.9
 """Attainment at which the plot begins, unless a policy lies lower: nobody operates below it."""
@@ -27,7 +29,9 @@ def frontier(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str,
     lowest = min(LOWEST, max(0.0, min(shown) - 0.15))
     goal = comparison.config.sweep.goal
     data = [
-        *(_curve(sweep, top, colours) for sweep in comparison.tuning.curves.values()),
+        *chain.from_iterable(
+            _curve(sweep, top, colours) for sweep in comparison.tuning.curves.values()
+        ),
         *(_seeds(outcome, top, colours) for outcome in comparison.policies),
         *(_mean(outcome, top, colours) for outcome in comparison.policies),
     ]
@@ -78,8 +82,8 @@ def frontier(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str,
                 }
             ],
             "hovermode": "closest",
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-            "margin": {"l": 72, "r": 16, "t": 40, "b": 52},
+            "showlegend": False,
+            "margin": {"l": 72, "r": 16, "t": 16, "b": 52},
         },
     }
 
@@ -89,25 +93,43 @@ def _height(attainment: float, top: float) -> float:
     return -math.log10(max(1 - attainment, top))
 
 
-def _curve(sweep: Sweep, top: float, colours: Mapping[str, Colour]) -> dict[str, Any]:
-    points = sorted(sweep.points, key=lambda point: point.figures.gpu_hours)
-    colour = token(sweep.policy, colours)
-    return {
+def _curve(
+    sweep: Sweep, top: float, colours: Mapping[str, Colour]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The frontier as a line, and every setting that was tried as small open marks."""
+    look, colour = colours[sweep.policy], token(sweep.policy, colours)
+    useful = envelope(sweep.points)
+    line = {
         "type": "scatter",
-        "mode": "lines+markers",
+        "mode": "lines",
+        "name": f"{sweep.policy}, frontier",
+        "meta": sweep.policy,
+        "x": [point.figures.gpu_hours for point in useful],
+        "y": [_height(point.figures.slo_attainment, top) for point in useful],
+        "hoverinfo": "skip",
+        "line": {
+            "color": colour,
+            "width": 2.6 if sweep.policy == ORACLE else 1.4,
+            "dash": look.dash,
+        },
+    }
+    tried = {
+        "type": "scatter",
+        "mode": "markers",
         "name": f"{sweep.policy}, every setting tried",
-        "x": [point.figures.gpu_hours for point in points],
-        "y": [_height(point.figures.slo_attainment, top) for point in points],
+        "meta": sweep.policy,
+        "x": [point.figures.gpu_hours for point in sweep.points],
+        "y": [_height(point.figures.slo_attainment, top) for point in sweep.points],
         "text": [
             f"{sweep.setting(point.value)}<br>"
             f"{figure('slo_attainment', point.figures.slo_attainment)} at "
             f"{figure('gpu_hours', point.figures.gpu_hours)} GPU hours"
-            for point in points
+            for point in sweep.points
         ],
         "hovertemplate": "%{text}<extra>one run</extra>",
-        "line": {"color": colour, "width": 1.4, "dash": "dot"},
-        "marker": {"color": colour, "size": 5, "symbol": f"{colours[sweep.policy].symbol}-open"},
+        "marker": {"color": colour, "size": 6, "opacity": 0.6, "symbol": f"{look.symbol}-open"},
     }
+    return line, tried
 
 
 def _seeds(outcome: PolicyOutcome, top: float, colours: Mapping[str, Colour]) -> dict[str, Any]:
@@ -115,7 +137,7 @@ def _seeds(outcome: PolicyOutcome, top: float, colours: Mapping[str, Colour]) ->
         "type": "scatter",
         "mode": "markers",
         "name": f"{outcome.name}, each seed",
-        "showlegend": False,
+        "meta": outcome.name,
         "x": [run.figures.gpu_hours for run in outcome.runs],
         "y": [_height(run.figures.slo_attainment, top) for run in outcome.runs],
         "text": [
@@ -142,6 +164,7 @@ def _mean(outcome: PolicyOutcome, top: float, colours: Mapping[str, Colour]) -> 
         "mode": "markers",
         "cliponaxis": False,
         "name": outcome.name,
+        "meta": outcome.name,
         "x": [cost.mean],
         "y": [y],
         "text": [

@@ -7,17 +7,33 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
-from experiments.readable import NOTHING, duration, figure, percent, shown_interval
+from experiments.equal_attainment import equal_costs
+from experiments.losses import Loss, losses
+from experiments.money import price_of, simulated_h
+from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
 from experiments.report.frontier import frontier
-from experiments.report.template import render_template
-from experiments.report.timelines import timelines
-from experiments.summary import METRICS, Metric
+from experiments.report.tables import (
+    FEW,
+    equal_table,
+    error_rows,
+    figure_tables,
+    has_regret,
+    load_facts,
+    money_table,
+    objectives,
+    title,
+)
+from experiments.report.template import render_template, swatch
+from experiments.report.timelines import time_axis, timelines
+from experiments.settings import default_text, settings_of
+from experiments.summary import METRICS
 from experiments.sweep import Sweep
 from experiments.verdict import notes, verdicts
+from policies import POLICIES
 from tuner.core.profile import ServingProfile
-from tuner.core.trace import Trace
 
 
 def write_report(comparison: Comparison, run: Mapping[str, object], path: Path) -> None:
@@ -33,75 +49,99 @@ def write_report(comparison: Comparison, run: Mapping[str, object], path: Path) 
 
 def render(comparison: Comparison, run: Mapping[str, object]) -> str:
     """The report as HTML: styles, scripts, plotly.js and data in one file, nothing fetched."""
-    names = [outcome.name for outcome in comparison.policies]
-    colours = colours_of([*names, *comparison.tuning.curves])
-    plots = {
-        "frontier": frontier(comparison, colours),
-        "timelines": timelines(comparison, colours),
-    }
+    from markupsafe import Markup
+
+    order = [outcome.name for outcome in ranked(comparison)]
+    colours = colours_of([*(o.name for o in comparison.policies), *comparison.tuning.curves])
+    price, errors = price_of(comparison), error_rows(comparison.profile)
     return render_template(
         "page.html",
-        plots=plots,
+        plots={
+            "frontier": frontier(comparison, colours),
+            "timelines": timelines(comparison, colours),
+        },
         comparison=comparison,
         run=run,
-        title=f"{_listed(names)} on {comparison.trace.name}",
+        title=title(comparison),
+        contents=CONTENTS,
         load=load_facts(comparison.trace),
-        verdicts=verdicts(comparison),
+        lead=lead(comparison),
+        verdicts=sorted(verdicts(comparison), key=lambda verdict: order.index(verdict.policy)),
+        below=below_goal(comparison),
         notes=notes(comparison),
-        outcomes=comparison.policies,
-        tokens={name: token(name, colours) for name in colours},
+        order=order,
+        usual=usual(comparison),
+        swatches={
+            name: Markup(swatch(colours[name], token(name, colours)))  # ours, and no name is in it
+            for name in colours
+        },
         palette=[(token(name, colours), colour) for name, colour in colours.items()],
-        rows=list(figure_rows(comparison)),
+        goal=percent(comparison.config.sweep.goal),
+        figures=figure_tables(comparison),
+        metrics=METRICS,
+        equal=equal_table(comparison),
+        has_regret=has_regret(equal_costs(comparison)),
+        price=price,
+        money=None if price is None else money_table(comparison, price),
+        span=duration(3600 * simulated_h(comparison)),
+        short=simulated_h(comparison) < 24,
+        losses=[(loss, _zoom(comparison, loss)) for loss in losses(comparison)],
         sweep_columns=[m.label for m in METRICS if m.name in SWEEP_FIGURES],
         objectives=objectives(comparison),
         sweeps=[(sweep, sweep_rows(sweep)) for sweep in comparison.tuning.sweeps.values()],
         curves=[]
         if comparison.tuning.hindsight
         else [(sweep, sweep_rows(sweep)) for sweep in comparison.tuning.curves.values()],
-        settings=[(o.name, setting_rows(o)) for o in comparison.policies],
+        settings=[(name, *setting_rows(comparison, comparison[name])) for name in order],
         config=list(_flat(asdict(comparison.config))),
         profile=comparison.profile,
-        errors=error_rows(comparison.profile),
+        errors=errors,
+        largest_error=_largest_error(comparison.profile),
     )
 
 
-@dataclass(frozen=True)
-class FigureCell:
-    """One figure of one policy."""
+CONTENTS = (
+    ("verdict", "Verdict"),
+    ("figures", "Figures"),
+    ("cost", "Cost against attainment"),
+    ("money", "Money"),
+    ("time", "What happened when"),
+    ("losses", "Where each lost"),
+    ("tuning", "Tuning"),
+    ("settings", "Settings"),
+    ("simulated", "What was simulated"),
+    ("repeat", "Repeat it"),
+)
+"""Anchor and name of each section."""
 
-    value: str
-    interval: str
-    best: bool
+USUAL = 3
+"""Policies that a timeline shows at first where there are too many for all of them."""
+_AROUND_S = 1200.0
+"""What a link to the worst minutes shows before and after them: a cold start and its cause."""
 
 
-@dataclass(frozen=True)
-class FigureRow:
-    """One metric over all policies."""
+def usual(comparison: Comparison) -> list[str]:
+    """What a timeline shows at first: the best, the baseline, what was learned, who is next."""
+    order = [outcome.name for outcome in ranked(comparison)]
+    learned = [name for name in order if comparison[name].policy not in POLICIES]
+    first = list(dict.fromkeys([order[0], comparison.baseline, *learned]))[:FEW]
+    rest = [name for name in order if name not in first]
+    return first + rest[: (FEW if len(order) <= FEW else USUAL) - len(first)]
 
-    metric: Metric
-    cells: tuple[FigureCell, ...]
+
+def _zoom(comparison: Comparison, loss: Loss) -> tuple[float, float]:
+    """Where the timelines' axis begins and ends around the worst minutes."""
+    axis = time_axis(comparison)
+    ends_s = max(0.0, loss.from_s - _AROUND_S), min(axis.end_s, loss.to_s + _AROUND_S)
+    return round(ends_s[0] / axis.unit_s, 4), round(ends_s[1] / axis.unit_s, 4)
 
 
-def figure_rows(comparison: Comparison) -> Iterator[FigureRow]:
-    """The table of figures: a row per metric, a cell per policy, the best one marked."""
-    for metric in METRICS:
-        name = metric.name
-        values = [outcome.mean(name) for outcome in comparison.policies]
-        known = [value for value in values if value == value]
-        best = None
-        if metric.better != "neither" and len(set(known)) > 1:
-            best = max(known) if metric.better == "higher" else min(known)
-        yield FigureRow(
-            metric,
-            tuple(
-                FigureCell(
-                    figure(name, outcome.mean(name)),
-                    shown_interval(name, outcome.estimates[name].ci95, outcome.mean(name)),
-                    best is not None and outcome.mean(name) == best,
-                )
-                for outcome in comparison.policies
-            ),
-        )
+def _largest_error(profile: ServingProfile) -> str:
+    """`12.5 % (ttft mean)`; empty where none is stated."""
+    if not profile.error:
+        return ""
+    name, value = max(profile.error.items(), key=lambda item: abs(item[1]))
+    return f"{percent(value)} ({name.replace('_', ' ')})"
 
 
 @dataclass(frozen=True)
@@ -129,33 +169,28 @@ def sweep_rows(sweep: Sweep) -> list[SweepRow]:
     ]
 
 
-def setting_rows(outcome: PolicyOutcome) -> list[tuple[str, str]]:
-    """Parameters of a policy: what it was given, then what it said of itself."""
-    said = outcome.runs[0].settings
-    return [(key, _value(value)) for key, value in {**outcome.options, **said}.items()]
+@dataclass(frozen=True)
+class SettingRow:
+    """One option of a policy, as the table shows it."""
+
+    name: str
+    value: str
+    default: str
+    tuned: bool
 
 
-def error_rows(profile: ServingProfile) -> list[tuple[str, str]]:
-    """How far the profile is off, figure by figure."""
-    return [(name.replace("_", " "), percent(value)) for name, value in profile.error.items()]
-
-
-def load_facts(trace: Trace) -> list[tuple[str, str]]:
-    """The load in a few figures."""
-    span_s = trace.last_arrival_s
-    rate = f"{len(trace) / span_s:.1f} /s" if span_s > 0 else NOTHING
-    return [
-        ("requests", f"{len(trace):,}"),
-        ("span", duration(span_s)),
-        ("mean arrivals", rate),
-        ("mean prompt", f"{trace.prompt_tokens.mean():,.0f} tokens"),
-        ("mean output", f"{trace.output_tokens.mean():,.0f} tokens"),
-    ]
-
-
-def objectives(comparison: Comparison) -> str:
-    slo = comparison.config.run.slo
-    return f"TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {1000 * slo.tpot_s:g} ms"
+def setting_rows(
+    comparison: Comparison, outcome: PolicyOutcome
+) -> tuple[list[SettingRow], list[SettingRow]]:
+    """Options of a policy that were changed, and those that have their default."""
+    changed: list[SettingRow] = []
+    unchanged: list[SettingRow] = []
+    for setting in settings_of(comparison, outcome):
+        row = SettingRow(
+            setting.name, setting_text(setting.value), default_text(setting), setting.tuned
+        )
+        (changed if setting.changed else unchanged).append(row)
+    return changed, unchanged
 
 
 def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
@@ -165,18 +200,4 @@ def _flat(values: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]
         if isinstance(value, Mapping) and value:
             yield from _flat(value, inner)
         else:
-            yield inner, _value(value)
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return "not set"
-    if isinstance(value, float):
-        return f"{value:g}"
-    if isinstance(value, Mapping | tuple | list) and not value:
-        return "none"
-    return str(value)
-
-
-def _listed(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+            yield inner, setting_text(value)

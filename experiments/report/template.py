@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING
 
+from experiments.report.colours import DASHES, Colour, outline
 from experiments.summary import plain
 from tuner.core.errors import InputError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 
 def require_report_extra() -> None:
@@ -34,34 +41,59 @@ def render_template(name: str, *, plots: Mapping[str, object], **values: object)
         plots: name of an element `plot-NAME` -> plotly figure; colours are names of CSS variables.
         values: whatever the template names.
     """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
+
+    return (
+        _environment()
+        .get_template(name)
+        .render(
+            # Our own: only what stands inside elements as text is escaped.
+            style=Markup(_text("style.css")),
+            charts=Markup(_text("charts.js")),
+            timelines=Markup(_text("timelines.js")),
+            plotly=_plotly(),
+            plots=packed(json.dumps(plain(plots), separators=(",", ":"), allow_nan=False)),
+            **values,
+        )
+    )
+
+
+def packed(text: str) -> str:
+    """Text as base64 of its gzip, which charts.js unpacks; the same text gives the same bits.
+
+    plotly.js is 4.8 MB as it is and 2.0 MB so; the Python package holds no smaller build of it.
+    """
+    return base64.b64encode(gzip.compress(text.encode(), mtime=0)).decode()
+
+
+def swatch(colour: Colour, variable: str) -> str:
+    """A piece of the policy's line with its symbol on it, as SVG."""
+    return (
+        f'<svg class="swatch" viewBox="-17 -10 34 20" style="color: var({variable})" aria-hidden='
+        f'"true"><line x1="-17" x2="17" stroke-dasharray="{DASHES[colour.dash]}"/>'
+        f'<path d="{outline(colour.symbol)}"/></svg>'
+    )
+
+
+@cache
+def _plotly() -> str:
     from plotly.offline import get_plotlyjs
 
-    environment = Environment(
+    return packed(get_plotlyjs())
+
+
+@cache
+def _environment() -> Environment:
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    return Environment(
         loader=PackageLoader("experiments.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    folder = files("experiments.report")
-    return environment.get_template(name).render(
-        # Scripts and data are ours; only what could end the element early is escaped.
-        style=Markup(_text(folder, "style.css")),
-        script=Markup(_text(folder, "charts.js")),
-        plotly=Markup(get_plotlyjs()),
-        plots=Markup(_json(plots)),
-        **values,
-    )
 
 
-def _text(folder: Any, name: str) -> str:
-    text: str = (folder / name).read_text(encoding="utf-8")
-    return text
-
-
-def _json(value: object) -> str:
-    """JSON that may stand in a script element: `</script>` cannot occur in it."""
-    text = json.dumps(plain(value), separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return text.replace("<", "\\u003c")
+def _text(name: str) -> str:
+    return (files("experiments.report") / name).read_text(encoding="utf-8")

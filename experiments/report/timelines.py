@@ -2,45 +2,44 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.best import ranked
 from experiments.comparison import Comparison
 from experiments.report.colours import Colour, token
 from experiments.result import Bools, Floats, TickTable
 
-POINTS = 480
-"""Points of a line: about one per two pixels of a wide page, so that a week stays as light as an
-hour."""
+POINTS = 2000
+"""Points of a line, so that a week stays as light as a day: two per pixel of a wide page, and ten
+minutes of a day have more than ten of them when they are zoomed to."""
 MARKS = 300
 """Guardrail marks shown per policy; a policy that trips at every tick needs no more to be seen."""
-GAP = 40
-"""Pixels between two panels; the title of the lower one stands there."""
 
 
 @dataclass
-class _Panel:
-    """One panel of the figure, top to bottom."""
+class Panel:
+    """One panel of the figure; `timelines.js` puts them together."""
 
     title: str
     height: int
     axis: dict[str, Any] = field(default_factory=dict)
     traces: list[dict[str, Any]] = field(default_factory=list)
-    line: float | None = None
-    """Where to draw the objective."""
+    objective: float | None = None
+    """Where to draw one."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Buckets:
     """Ticks gathered into at most POINTS buckets of equal length."""
 
-    x: Floats
-    """`(buckets,)` start of each bucket on the plot's axis."""
+    x: Mapping[str, float]
+    """Start of the first bucket and step to the next one, on the plot's axis."""
+    count: int
     of: NDArray[np.int64]
     """`(ticks,)` bucket of each tick."""
     length_s: float
@@ -55,11 +54,11 @@ class _Buckets:
         return self._gathered(values, lambda part: float(np.max(part)))
 
     def per_minute(self, counts: NDArray[np.int64]) -> list[float]:
-        sums = np.bincount(self.of, weights=counts, minlength=len(self.x))
+        sums = np.bincount(self.of, weights=counts, minlength=self.count)
         return [_short(value) for value in sums * 60 / self.length_s]
 
     def _gathered(self, values: Floats, take: Any) -> list[float | None]:
-        gathered: list[float | None] = [None] * len(self.x)
+        gathered: list[float | None] = [None] * self.count
         known = ~np.isnan(values)
         if not known.any():
             return gathered
@@ -69,14 +68,40 @@ class _Buckets:
         return gathered
 
 
+@dataclass(frozen=True)
+class TimeAxis:
+    """The horizontal axis of the timelines."""
+
+    end_s: float
+
+    @property
+    def unit_s(self) -> float:
+        return 3600.0 if self.end_s > 2 * 3600 else 60.0
+
+    @property
+    def title(self) -> str:
+        unit = "hours" if self.unit_s == 3600 else "minutes"
+        return f"{unit} since the first second of the trace"
+
+
+def time_axis(comparison: Comparison) -> TimeAxis:
+    """Up to the last tick of any first run."""
+    runs = [outcome.runs[0].ticks for outcome in comparison.policies]
+    ends_s = [float(run.at_s[-1]) for run in runs if run is not None and len(run)]
+    return TimeAxis(max(ends_s, default=0.0))
+
+
 def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str, Any]:
-    """A plotly figure of the first seed's runs; colours are names of CSS variables."""
-    runs = {o.name: o.runs[0].ticks for o in comparison.policies}
+    """Panels of the first seed's runs; colours are names of CSS variables.
+
+    Each trace holds its policy in `meta`; that of the load, which is everyone's, has none.
+    """
+    runs = {o.name: o.runs[0].ticks for o in ranked(comparison)}
     ticks = {name: run for name, run in runs.items() if run is not None and len(run)}
+    axis = time_axis(comparison)
+    end_s, unit_s = axis.end_s, axis.unit_s
     if not ticks:
         return {"data": [], "layout": {"height": 40}}
-    end_s = max(float(run.at_s[-1]) for run in ticks.values())
-    unit_s, unit = (3600.0, "hours") if end_s > 2 * 3600 else (60.0, "minutes")
     buckets = {name: _buckets(run, end_s, unit_s) for name, run in ticks.items()}
     slo = comparison.config.run.slo
     most = max(
@@ -98,13 +123,20 @@ def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str
             step=True,
         ),
         _lines(
+            "Queue, requests waiting",
+            110,
+            {n: b.worst(ticks[n].queue_depth) for n, b in buckets.items()},
+            buckets,
+            colours,
+        ),
+        _lines(
             "TTFT p99, s (log scale)",
             150,
             {n: b.worst(ticks[n].ttft_p99_s) for n, b in buckets.items()},
             buckets,
             colours,
             log=True,
-            line=slo.ttft_s,
+            objective=slo.ttft_s,
         ),
         _lines(
             "TPOT p99, s per token",
@@ -112,7 +144,7 @@ def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str
             {n: b.worst(ticks[n].tpot_p99_s) for n, b in buckets.items()},
             buckets,
             colours,
-            line=slo.tpot_s,
+            objective=slo.tpot_s,
         ),
         _lines(
             "Missed requests per minute",
@@ -122,7 +154,11 @@ def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str
             colours,
         ),
     ]
-    return _stacked(panels, f"{unit} since the first second of the trace", end_s / unit_s)
+    return {
+        "panels": [asdict(panel) for panel in panels],
+        "x_title": axis.title,
+        "end": _short(end_s / unit_s),
+    }
 
 
 def _buckets(ticks: TickTable, end_s: float, unit_s: float) -> _Buckets:
@@ -131,17 +167,16 @@ def _buckets(ticks: TickTable, end_s: float, unit_s: float) -> _Buckets:
     # A tick describes the time before it.
     start_s = np.maximum(ticks.at_s - ticks.length_s, 0.0)
     of = np.minimum((start_s / length_s + 1e-9).astype(np.int64), count - 1)
-    x = np.round(np.arange(count) * length_s / unit_s, 5)
-    return _Buckets(x, of, length_s)
+    return _Buckets({"x0": 0, "dx": length_s / unit_s}, count, of, length_s)
 
 
-def _load_panel(ticks: TickTable, buckets: _Buckets) -> _Panel:
+def _load_panel(ticks: TickTable, buckets: _Buckets) -> Panel:
     """The load, which is the same for every policy."""
-    panel = _Panel("Load, arrivals per second", 120, {"rangemode": "tozero"})
+    panel = Panel("Load, arrivals per second", 120, {"rangemode": "tozero"})
     panel.traces.append(
         {
             "name": "arrivals/s",
-            "x": buckets.x.tolist(),
+            **buckets.x,
             "y": buckets.mean(ticks.qps),
             "line": {"color": "--ink-soft", "width": 1.3},
             "fill": "tozeroy",
@@ -159,15 +194,14 @@ def _replica_panel(
     colours: Mapping[str, Colour],
     unit_s: float,
     most: float,
-) -> _Panel:
+) -> Panel:
     """Replicas of one policy: ready and starting as areas, wanted as a line, guardrail marks."""
     colour = token(name, colours)
-    panel = _Panel(f"Replicas of {name}", 110)
+    panel = Panel(f"Replicas of {name}", 110)
     # One scale for all policies: areas are costs, and are compared by eye.
     panel.axis = {"range": [0, 1.25 * most]}
-    x = buckets.x.tolist()
     ready, starting = buckets.mean(ticks.ready_replicas), buckets.mean(ticks.starting_replicas)
-    area = {"x": x, "line": {"width": 0, "shape": "hv"}, "stackgroup": name}
+    area = {**buckets.x, "line": {"width": 0, "shape": "hv"}, "stackgroup": name}
     panel.traces += [
         {
             **area,
@@ -185,7 +219,7 @@ def _replica_panel(
         },
         {
             "name": "wanted",
-            "x": x,
+            **buckets.x,
             "y": buckets.last(ticks.wanted_replicas),
             "text": _moves(ticks, buckets),
             "line": {"color": colour, "width": 1.5, "shape": "hv"},
@@ -194,12 +228,14 @@ def _replica_panel(
         _marks("a guardrail tripped", ticks.tripped, ticks, unit_s, 1.2 * most, "--bad"),
         _marks("a limit clamped", ticks.clamped, ticks, unit_s, 1.1 * most, "--ink-soft"),
     ]
+    for trace in panel.traces:
+        trace["meta"] = name
     return panel
 
 
 def _moves(ticks: TickTable, buckets: _Buckets) -> list[str]:
     """Per bucket the last decision in it that moved something, in its own words."""
-    texts = [""] * len(buckets.x)
+    texts = [""] * buckets.count
     for place, sentence in zip(buckets.of, ticks.sentence, strict=True):
         if not sentence.startswith("no change"):
             texts[int(place)] = f"({sentence})"
@@ -238,115 +274,28 @@ def _lines(
     *,
     step: bool = False,
     log: bool = False,
-    line: float | None = None,
-) -> _Panel:
+    objective: float | None = None,
+) -> Panel:
     """One line per policy."""
-    panel = _Panel(title, height, {"type": "log", "dtick": 1} if log else {"rangemode": "tozero"})
-    panel.line = line
+    panel = Panel(title, height, {"type": "log", "dtick": 1} if log else {"rangemode": "tozero"})
+    panel.objective = objective
     for name, values in series.items():
         panel.traces.append(
             {
                 "name": name,
-                "x": buckets[name].x.tolist(),
+                "meta": name,
+                **buckets[name].x,
                 "y": list(values),
                 "line": {
                     "color": token(name, colours),
                     "width": 1.4,
+                    "dash": colours[name].dash,
                     "shape": "hv" if step else "linear",
                 },
                 "hovertemplate": "%{y:.3g}",
             }
         )
     return panel
-
-
-def _stacked(panels: Sequence[_Panel], x_title: str, end: float) -> dict[str, Any]:
-    """The panels one below the other on one horizontal axis, so that zooming moves all."""
-    top, bottom = 24, 50
-    inner = sum(panel.height for panel in panels) + GAP * (len(panels) - 1)
-    data: list[dict[str, Any]] = []
-    shapes: list[dict[str, Any]] = []
-    titles: list[dict[str, Any]] = []
-    layout: dict[str, Any] = {}
-    offset = 0
-    for number, panel in enumerate(panels, start=1):
-        high, low = 1 - offset / inner, 1 - (offset + panel.height) / inner
-        offset += panel.height + GAP
-        suffix = "" if number == 1 else str(number)
-        layout[f"yaxis{suffix}"] = {
-            "domain": [max(low, 0.0), high],
-            "anchor": "x",
-            "nticks": 4,
-            **panel.axis,
-        }
-        titles.append(_title(panel.title, high))
-        data += [
-            {"type": "scatter", "mode": "lines", **trace, "yaxis": f"y{suffix}"}
-            for trace in panel.traces
-        ]
-        if panel.line is not None:
-            shapes.append(_objective(panel.line, f"y{suffix}"))
-            layout[f"yaxis{suffix}"] |= _range_with(panel)
-    layout |= {
-        "height": inner + top + bottom,
-        "xaxis": {
-            "title": {"text": x_title},
-            "range": [0, end],
-            "anchor": f"y{len(panels)}" if len(panels) > 1 else "y",
-            "showspikes": True,
-            "spikemode": "across",
-            "spikethickness": 1,
-            "spikedash": "solid",
-            "spikecolor": "--rule",
-        },
-        "shapes": shapes,
-        "annotations": titles,
-        "hovermode": "x unified",
-        "showlegend": False,
-        "margin": {"l": 56, "r": 16, "t": top, "b": bottom},
-    }
-    return {"data": data, "layout": layout}
-
-
-def _title(text: str, y: float) -> dict[str, Any]:
-    return {
-        "text": text,
-        "xref": "paper",
-        "yref": "paper",
-        "x": 0,
-        "xanchor": "left",
-        "y": y,
-        "yanchor": "bottom",
-        "showarrow": False,
-        "align": "left",
-        "font": {"size": 13, "color": "--ink"},
-    }
-
-
-def _objective(value: float, axis: str) -> dict[str, Any]:
-    return {
-        "type": "line",
-        "xref": "paper",
-        "x0": 0,
-        "x1": 1,
-        "yref": axis,
-        "y0": value,
-        "y1": value,
-        "line": {"color": "--bad", "width": 1.3, "dash": "dash"},
-    }
-
-
-def _range_with(panel: _Panel) -> dict[str, Any]:
-    """A range that shows the objective as well as the lines."""
-    line = panel.line
-    values = [v for trace in panel.traces for v in trace["y"] if v is not None]
-    if line is None or not values:
-        return {}
-    if panel.axis.get("type") == "log":
-        positive = [v for v in (*values, line) if v > 0]
-        low, high = math.log10(min(positive) / 1.3), math.log10(max(positive) * 1.3)
-        return {"range": [low, high]}
-    return {"range": [0, 1.1 * max(*values, line)]}
 
 
 def _short(value: float) -> float:

@@ -160,7 +160,7 @@ def test_every_policy_is_held_against_the_curves_of_the_rules():
 def test_notes_hold_what_must_be_known_first():
     value = comparison(-3, -10)
     found = " ".join(notes(value))
-    assert "mine misses the goal of 99.0 %: it reaches 96.50 %." in found
+    assert "mine (96.50 %) misses the goal of 99.0 %." in found
     assert "hpa misses" not in found
     assert "seed" not in found  # five seeds, ten hours, no gap: nothing more to say
     assert "Assumed, not measured: limits.batch_size_max, kv (no origin)." in found

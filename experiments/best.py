@@ -1,0 +1,187 @@
+"""Who is best: the verdict of a whole comparison in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.equal_attainment import equal_costs, levels
+from experiments.money import price_of, usd
+from experiments.readable import MINUS, figure, interval, percent
+from experiments.statistics import seeds_interval
+from experiments.verdict import BOUNDS, EVEN_COST, ORACLE
+
+
+@dataclass(frozen=True)
+class Lead:
+    """The verdict."""
+
+    policy: str
+    """The best one."""
+    sentence: str
+    """Who is best, what that saves against the baseline, how well it serves, and how sure it is."""
+    details: tuple[str, ...]
+    """Who comes next, how far it is to the bound, and how far it carries."""
+
+
+def ranked(comparison: Comparison) -> list[PolicyOutcome]:
+    """The best first: who reaches the goal by cost, then the rest by attainment; bounds last."""
+    goal = comparison.config.sweep.goal
+
+    def place(outcome: PolicyOutcome) -> tuple[bool, bool, float]:
+        served = outcome.mean("slo_attainment")
+        reached = served >= goal
+        order = outcome.mean("gpu_hours") if reached else -served
+        return outcome.name in BOUNDS, not reached, order
+
+    return sorted(comparison.policies, key=place)
+
+
+def below_goal(comparison: Comparison) -> list[str]:
+    """Policies that miss the goal, in the comparison's order."""
+    goal = comparison.config.sweep.goal
+    return [o.name for o in comparison.policies if o.mean("slo_attainment") < goal]
+
+
+def lead(comparison: Comparison) -> Lead | None:
+    """The verdict; None where only one policy could be run."""
+    order = [outcome for outcome in ranked(comparison) if outcome.name not in BOUNDS]
+    if len(order) < 2:
+        return None
+    first, base = order[0], comparison[comparison.baseline]
+    return Lead(
+        policy=first.name,
+        sentence=_sentence(comparison, order, base),
+        details=(
+            *_next(comparison, order),
+            *_other_loads(first, base),
+            *_to_the_bound(comparison, first),
+            *_luck(order, first, base),
+        ),
+    )
+
+
+def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: PolicyOutcome) -> str:
+    first, goal = order[0], comparison.config.sweep.goal
+    served = _with_interval("slo_attainment", first.estimates["slo_attainment"])
+    if first.mean("slo_attainment") < goal:
+        opening = (
+            f"None of {len(order)} reaches the goal of {percent(goal)}; {first.name} comes closest "
+            f"with {served}"
+        )
+    elif first is base:
+        others = "the other" if len(order) == 2 else f"the {len(order) - 1} others"
+        return (
+            f"{base.name}, the baseline, is not beaten: it reaches the goal of {percent(goal)} at "
+            f"the least cost of {others if len(order) == 2 else 'all'}, serving {served} of the "
+            f"requests within the objectives for "
+            f"{_with_interval('gpu_hours', base.estimates['gpu_hours'])} GPU hours."
+        )
+    else:
+        opening = (
+            f"{first.name} is the best of {len(order)}: it serves {served} of the requests within "
+            "the objectives"
+        )
+    if first is base:
+        return f"{opening}; it is the baseline."
+    sentence = f"{opening} for {_against(first, base)}"
+    price, gap = price_of(comparison), first.differences["gpu_hours"]
+    if price is not None and _clear(gap):
+        word = "less" if gap.mean < 0 else "more"
+        sentence += f", {usd(abs(gap.mean) * price.usd)} {word} for this load"
+    theirs = base.mean("slo_attainment")
+    missed = ", which misses the goal" if theirs < goal <= first.mean("slo_attainment") else ""
+    return f"{sentence}; {base.name} serves {figure('slo_attainment', theirs)}{missed}."
+
+
+def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
+    """Cost against the baseline's, in percent of it, with the interval over the seeds."""
+    gap, cost = first.differences["gpu_hours"], base.mean("gpu_hours")
+    share = gap.mean / cost if cost > 0 else 0.0
+    word = "fewer" if share < 0 else "more"
+    sign = -1 if share < 0 else 1
+    if gap.ci95 is None:
+        sure = "one seed, no interval"
+    else:
+        low, high = sorted(sign * bound / cost for bound in gap.ci95)
+        sure = f"95 % interval {_bounds(low, high)}"
+        if not _clear(gap):
+            sure += ", so not clearly different"
+    return f"{percent(abs(share))} {word} GPU hours than {base.name} ({sure})"
+
+
+def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
+    """The runner-up: what choosing it instead would cost, seed by seed."""
+    goal = comparison.config.sweep.goal
+    first, second = order[0], order[1]
+    if second.mean("slo_attainment") < goal <= first.mean("slo_attainment"):
+        return ["No other policy reaches the goal."]
+    if first.mean("slo_attainment") < goal:
+        return []
+    shares = [
+        theirs.figures.gpu_hours / ours.figures.gpu_hours - 1
+        for ours, theirs in zip(first.runs, second.runs, strict=True)
+        if ours.figures.gpu_hours > 0
+    ]
+    if not shares:
+        return []
+    mean, bounds = sum(shares) / len(shares), seeds_interval(shares)
+    if bounds is None:
+        return [f"Next is {second.name}: {percent(mean)} more GPU hours."]
+    apart = f"{percent(mean)} more GPU hours (95 % interval {_bounds(*bounds)})"
+    if bounds[0] <= 0 or mean < EVEN_COST:
+        return [f"{second.name} is next and cannot be told apart in cost: {apart}."]
+    return [f"Next is {second.name}: {apart}."]
+
+
+def _other_loads(first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
+    gap, cost = first.differences.get("gpu_hours"), base.mean("gpu_hours")
+    if gap is None or gap.ci95_load is None or cost <= 0:
+        return []
+    low, high = (bound / cost for bound in gap.ci95_load)
+    return [
+        f"Over loads like this one its GPU hours are {_bounds(low, high, signed=True)} against "
+        f"those of {base.name} (95 % interval)."
+    ]
+
+
+def _to_the_bound(comparison: Comparison, first: PolicyOutcome) -> list[str]:
+    """How much of the cost even a perfect forecast could not save."""
+    goal = comparison.config.sweep.goal
+    found = equal_costs(comparison)[first.name]
+    for level, cost in zip(levels(comparison), found, strict=True):
+        if level == goal and cost.regret is not None:
+            more = f"{percent(abs(cost.regret))} {'more' if cost.regret >= 0 else 'less'}"
+            return [
+                f"At the goal it needs {more} than {ORACLE}, which knows the load in advance and "
+                "starts replicas as slowly as everyone: that much is left to gain."
+            ]
+    return []
+
+
+def _luck(order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
+    if len(order) < 4 or first is base:
+        return []
+    return [
+        f"The best of {len(order)} was picked on the load that it is judged on, which flatters it: "
+        "before acting on it, compare it with the baseline alone on another day."
+    ]
+
+
+def _clear(gap: Estimate) -> bool:
+    return gap.ci95 is not None and not gap.ci95[0] <= 0 <= gap.ci95[1]
+
+
+def _with_interval(metric: str, estimate: Estimate) -> str:
+    text = figure(metric, estimate.mean)
+    if estimate.ci95 is None:
+        return text
+    return f"{text} ({interval(metric, estimate.ci95, estimate.mean)})"
+
+
+def _bounds(low: float, high: float, *, signed: bool = False) -> str:
+    texts = [percent(bound).removesuffix(" %") for bound in (low, high)]
+    if signed:
+        texts = [text if text.startswith(MINUS) else f"+{text}" for text in texts]
+    return f"{texts[0]} to {texts[1]} %"

@@ -1,0 +1,205 @@
+"""The tables of a comparison, a row per policy, as the page and the Markdown show them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from experiments.best import ranked
+from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.equal_attainment import EqualCost, equal_costs, levels
+from experiments.money import Bill, Price, bills, usd
+from experiments.readable import NOTHING, duration, figure, listed, percent, shown_interval
+from experiments.summary import METRICS
+from tuner.core.profile import ServingProfile
+from tuner.core.trace import Trace
+
+FEW = 4
+"""Policies that a title can name, and that a timeline can show at once and stay readable."""
+
+
+def title(comparison: Comparison) -> str:
+    """What was compared on what."""
+    names = [outcome.name for outcome in comparison.policies]
+    what = listed(names) if len(names) <= FEW else f"{len(names)} policies"
+    return f"{what} on {comparison.trace.name}"
+
+
+def error_rows(profile: ServingProfile) -> list[tuple[str, str]]:
+    """How far the profile is off, figure by figure."""
+    return [(name.replace("_", " "), percent(value)) for name, value in profile.error.items()]
+
+
+def load_facts(trace: Trace) -> list[tuple[str, str]]:
+    """The load in a few figures."""
+    span_s = trace.last_arrival_s
+    rate = f"{len(trace) / span_s:.1f} /s" if span_s > 0 else NOTHING
+    return [
+        ("requests", f"{len(trace):,}"),
+        ("span", duration(span_s)),
+        ("mean arrivals", rate),
+        ("mean prompt", f"{trace.prompt_tokens.mean():,.0f} tokens"),
+        ("mean output", f"{trace.output_tokens.mean():,.0f} tokens"),
+    ]
+
+
+def objectives(comparison: Comparison) -> str:
+    slo = comparison.config.run.slo
+    return f"TTFT ≤ {slo.ttft_s:g} s and TPOT ≤ {1000 * slo.tpot_s:g} ms"
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a column shows."""
+
+    label: str
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of one policy."""
+
+    value: str
+    interval: str = ""
+    best: bool = False
+
+
+@dataclass(frozen=True)
+class PolicyTable:
+    """A row per policy, the best policy first."""
+
+    title: str
+    columns: Sequence[Column]
+    rows: Sequence[tuple[str, Sequence[Cell]]]
+
+
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "Service and cost": ("slo_attainment", "gpu_hours", "replica_hours", "goodput_qps"),
+    "Latency": ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
+    "What happened": (
+        *("requests", "completed", "prompt_tokens", "output_tokens"),
+        *("preemptions", "actions", "clamps", "trips"),
+    ),
+}
+"""Metrics of each table of figures; together they are all of METRICS."""
+
+_BY_NAME = {metric.name: metric for metric in METRICS}
+
+
+def figure_tables(comparison: Comparison) -> list[PolicyTable]:
+    """Every figure of every policy, in three tables that a page is wide enough for."""
+    return [_figures(comparison, title, names) for title, names in GROUPS.items()]
+
+
+def _figures(comparison: Comparison, title: str, names: Sequence[str]) -> PolicyTable:
+    columns = [Column(_BY_NAME[name].label, _BY_NAME[name].meaning) for name in names]
+    cells = {name: _column(comparison, name) for name in names}
+    order = ranked(comparison)
+    rows = [(outcome.name, [cells[name][outcome.name] for name in names]) for outcome in order]
+    if title == next(iter(GROUPS)):
+        columns.append(
+            Column(f"against {comparison.baseline}", "GPU hours more or fewer, of the baseline's")
+        )
+        base = comparison[comparison.baseline].mean("gpu_hours")
+        rows = [
+            (outcome.name, [*row, _against(outcome, base)])
+            for outcome, (_, row) in zip(order, rows, strict=True)
+        ]
+    return PolicyTable(title, columns, rows)
+
+
+def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
+    """One metric of every policy, the best one marked."""
+    better = _BY_NAME[name].better
+    means = {outcome.name: outcome.mean(name) for outcome in comparison.policies}
+    known = [value for value in means.values() if value == value]
+    best = None
+    if better != "neither" and len(set(known)) > 1:
+        best = max(known) if better == "higher" else min(known)
+    return {
+        outcome.name: Cell(
+            figure(name, means[outcome.name]),
+            shown_interval(name, outcome.estimates[name].ci95, means[outcome.name]),
+            best is not None and means[outcome.name] == best,
+        )
+        for outcome in comparison.policies
+    }
+
+
+def _against(outcome: PolicyOutcome, base: float) -> Cell:
+    gap = outcome.differences.get("gpu_hours")
+    if gap is None or base <= 0:
+        return Cell("")
+    bounds = None if gap.ci95 is None else (gap.ci95[0] / base, gap.ci95[1] / base)
+    span = "" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
+    return Cell(_signed(gap.mean / base), span)
+
+
+def equal_table(comparison: Comparison) -> PolicyTable:
+    """GPU hours at equal attainment, and the regret where there is a bound."""
+    found = equal_costs(comparison)
+    regret = has_regret(found)
+    columns = []
+    for level in levels(comparison):
+        columns.append(Column(f"at {percent(level)}"))
+        if regret:
+            columns.append(Column("regret", "GPU hours over those of the clairvoyant oracle-b"))
+    rows = []
+    for outcome in ranked(comparison):
+        cells = []
+        for cost in found[outcome.name]:
+            cells.append(_equal(cost))
+            if regret:
+                cells.append(Cell(NOTHING if cost.regret is None else _signed(cost.regret)))
+        rows.append((outcome.name, cells))
+    return PolicyTable("At the same attainment", columns, rows)
+
+
+def has_regret(found: Mapping[str, Sequence[EqualCost]]) -> bool:
+    """Whether any policy can be measured against the bound."""
+    return any(cost.regret is not None for costs in found.values() for cost in costs)
+
+
+def _equal(cost: EqualCost) -> Cell:
+    if cost.gpu_hours is None:
+        return Cell("not reached")
+    return Cell(f"{'≤ ' if cost.at_most else ''}{figure('gpu_hours', cost.gpu_hours)}")
+
+
+def money_table(comparison: Comparison, price: Price) -> PolicyTable:
+    """What each policy costs in money."""
+    columns = [
+        Column("this load", "GPU hours to the last arrival, times the price"),
+        Column(f"saved against {comparison.baseline}", "seed by seed"),
+        Column("per million tokens", "prompt and output tokens of completed requests"),
+        Column("per million output tokens", "the same cost over output tokens alone"),
+        Column("a month, extrapolated", "extrapolated: every hour of the month like these"),
+    ]
+    found = {bill.policy: bill for bill in bills(comparison, price)}
+    rows = [(outcome.name, _bill(found[outcome.name])) for outcome in ranked(comparison)]
+    return PolicyTable("Money", columns, rows)
+
+
+def _bill(bill: Bill) -> list[Cell]:
+    return [
+        _usd(bill.run),
+        Cell("") if bill.saved is None else _usd(bill.saved),
+        _usd(bill.million_tokens),
+        _usd(bill.million_output_tokens),
+        Cell(usd(bill.month)),
+    ]
+
+
+def _usd(estimate: Estimate) -> Cell:
+    if estimate.mean != estimate.mean:
+        return Cell(NOTHING)
+    value = usd(estimate.mean)
+    if estimate.ci95 is None:
+        return Cell(value)
+    low, high = (usd(bound).replace("USD ", "") for bound in estimate.ci95)
+    return Cell(value, "" if low == high else f"{low} to {high}")
+
+
+def _signed(share: float) -> str:
+    return ("+" if share > 0 else "") + percent(share)

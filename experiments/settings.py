@@ -1,0 +1,59 @@
+"""What each policy of a comparison was set to, and what it would be set to by default."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from experiments.comparison import Comparison, PolicyOutcome
+from experiments.readable import NOTHING, setting_text
+from experiments.run import target_knobs
+from policies import POLICIES, Options, Target
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One option of a policy."""
+
+    name: str
+    value: object
+    """In force."""
+    default: object | None
+    """None where there is none: the option does nothing unless it is given."""
+    tuned: bool
+    """Found by tuning."""
+
+    @property
+    def changed(self) -> bool:
+        return self.value != self.default
+
+
+def settings_of(comparison: Comparison, outcome: PolicyOutcome) -> list[Setting]:
+    """Every option of a rule, the changed ones first; of a bundle what it says of itself."""
+    tuned = _tuned(comparison, outcome)
+    entry = POLICIES.get(outcome.policy)
+    if entry is None:
+        said = {**outcome.options, **outcome.runs[0].settings}
+        return [Setting(name, value, None, name in tuned) for name, value in said.items()]
+    run = comparison.config.run
+    options = Options(outcome.policy, outcome.options)
+    knobs = target_knobs(comparison.profile, max_replicas=run.max_replicas)
+    # Only a builder knows which options there are: it is asked, and what it builds is dropped.
+    entry.build(options, Target(knobs, run.tick_s, comparison.profile, run.slo))
+    found = [
+        Setting(name, value, default, name in tuned)
+        for name, (value, default) in options.settings.items()
+    ]
+    return sorted(found, key=lambda setting: (not setting.tuned, not setting.changed))
+
+
+def default_text(setting: Setting) -> str:
+    """The default in words."""
+    return NOTHING if setting.default is None else setting_text(setting.default)
+
+
+def _tuned(comparison: Comparison, outcome: PolicyOutcome) -> set[str]:
+    """Options that a sweep chose: those that it swept, unless the user set another value."""
+    sweep = comparison.tuning.sweeps.get(outcome.policy)
+    if sweep is None or outcome.options.get(sweep.option) != sweep.chosen.value:
+        return set()
+    return {sweep.option}
