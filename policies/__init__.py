@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, keda, kpa, ray_serve, static
+from policies import hpa, keda, kpa, ray_serve, schedule, static
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -27,6 +27,7 @@ POLICIES: dict[str, Entry] = {
     "keda": keda.ENTRY,
     "kpa": kpa.ENTRY,
     "ray-serve": ray_serve.ENTRY,
+    "schedule": schedule.ENTRY,
     "static": static.ENTRY,
 }
 
