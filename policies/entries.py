@@ -60,7 +60,8 @@ class Entries:
         """`(n,)` the mean of the entries inside the window; NaN where there is none."""
         count = self.younger(at_s, window_s).sum(axis=1)
         total = self.total(at_s, window_s)
-        return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        mean: FloatArray = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        return mean
 
     def put(self, rows: BoolArray, place: IntArray, at_s: FloatArray, value: FloatArray) -> None:
         """Write one entry into `place` of each of these rows."""

@@ -187,7 +187,8 @@ def _stand_in(fallback: Fallback, n: FloatArray) -> FloatArray:
 
 def _over(count: FloatArray, ready: FloatArray) -> FloatArray:
     """`count / ready`, NaN where none is ready."""
-    return np.divide(count, ready, out=np.full(len(count), np.nan), where=ready > 0)
+    over: FloatArray = np.divide(count, ready, out=np.full(len(count), np.nan), where=ready > 0)
+    return over
 
 
 def _cut(values: FloatArray) -> FloatArray:

@@ -70,7 +70,7 @@ def test_the_day_that_deepseek_published_fits_a_fleet_of_12():
     file = str(Path(folder) / "traces/fleet/deepseek_h800_nodes_2025-02-27.csv")
     by_hour = [proposed({"file": file, "peak": 12}, hour).settings for hour in range(24)]
     counts = [settings["replicas"] for settings in by_hour]
-    assert counts == [10, 10, 9, 5, 3, 3, 3, 6, 10, *[12] * 15]
+    assert counts == [10, 10, 7, 5, 3, 3, 3, 6, 10, *[12] * 15]
     scaled = proposed({"file": file, "scale": 0.05}, 4.0)
     assert scaled.why == "timetable 68 from 03:30 to 06:30, x 0.05: 4"
 
