@@ -37,7 +37,8 @@ from tuner.core.protocols import BoolArray, FloatArray
 LONGEST_S = 3600.0
 """Longest window and longest delay that are accepted here; Ray has no limit."""
 
-# was applied at the tick before.
+# Own memory, in front of the ring: which way the count is to go (1 up, -1 down), since when, and
+# what was applied at the tick before.
 _WAY, _SINCE, _APPLIED = range(3)
 _OWN = 3
 
