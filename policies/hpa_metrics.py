@@ -147,7 +147,8 @@ def _value(
     # A draining pod's readiness probe still answers. Not seen means none: the count is optional,
     # and a fleet that is not scaling down has no such pod.
     ready = now.column("ready_replicas") + np.nan_to_num(now.column("draining_replicas"))
-    need = np.where(n == 0, ratio, ratio * ready)
+    with np.errstate(invalid="ignore"):
+        need = np.where(n == 0, ratio, ratio * ready)
     stay = _within(ratio, config) & (n != 0)
     desired = np.where(stay, n, np.ceil(need))
     return MetricAnswer(desired, need, stay, usage, ready, np.zeros(len(n), dtype=np.int64))

@@ -35,6 +35,7 @@ from tuner.core.protocols import BoolArray, FloatArray
 
 KpaMetric = Literal["concurrency", "rps"]
 METRICS: tuple[KpaMetric, ...] = ("concurrency", "rps")
+UNITS: dict[KpaMetric, str] = {"concurrency": "open requests", "rps": "requests/s"}
 
 UTILIZATION = 0.7
 """Share of what a replica can take that is its target (container-concurrency-target-percentage)."""
@@ -238,11 +239,11 @@ class KpaWords:
         wish, config = self.wish, self.config
         computed = float(wish.computed[row])
         if np.isnan(wish.stable[row]):
-            return f"no {config.metric} measured for {config.stable_window_s:g} s"
+            return f"{UNITS[config.metric]} not measured for {config.stable_window_s:g} s"
         if np.isnan(computed):
             return "ready replicas are not known"
         stable, panic = float(wish.stable[row]), float(wish.panic[row])
-        said = f"{config.metric} {figure(stable)} over {config.stable_window_s:g} s"
+        said = f"{figure(stable)} {UNITS[config.metric]} over {config.stable_window_s:g} s"
         if wish.panicking[row]:
             said = f"panic: {said}, {figure(panic)} over {config.panic_window_s:g} s"
         said += f", target {figure(config.target)} each: {computed:.0f}"

@@ -7,7 +7,11 @@ counted, as in `serve/_private/autoscaling_state.py`; defaults as documented for
 decisions in a row pointed the same way: for 30 s the 301st of them, which comes 30 s after the
 first. Between two metrics nothing changes, so here the way is looked at once per tick, and a count
 is applied at the first tick that lies the delay or more after the one where the way began. A tick
-that agrees with the replicas in force ends the wait; so does being followed.
+that agrees with the replicas in force ends the wait.
+
+**Following.** Ray's own target is what it applied last. Here a guardrail may narrow a proposal, and
+a fallback is not followed at all: then the count goes on to be asked for, until the replicas in
+force are what was asked or the way turns.
 
 **Averages.** Ray averages what replicas and handles push every 10 s; here each tick is a sample,
 and the load is the mean of those younger than `look_back_s`. With no sample there Ray counts 0
@@ -33,9 +37,10 @@ from tuner.core.protocols import BoolArray, FloatArray
 LONGEST_S = 3600.0
 """Longest window and longest delay that are accepted here; Ray has no limit."""
 
-# Own memory, in front of the ring: which way the count is to go (1 up, -1 down), and since when.
-_WAY, _SINCE = range(2)
-_OWN = 2
+# Own memory, in front of the ring: which way the count is to go (1 up, -1 down), since when, and
+# what was applied at the tick before.
+_WAY, _SINCE, _APPLIED = range(3)
+_OWN = 3
 
 
 @dataclass(frozen=True)
@@ -145,7 +150,8 @@ class RayServeRule:
         config = self.config
         way = np.sign(bounded - n)
         waits = ~cold & ~np.isnan(way)
-        turned = waits & (way != memory[:, _WAY])
+        followed = n == memory[:, _APPLIED]
+        turned = waits & ((way != memory[:, _WAY]) | followed)
         memory[turned, _SINCE] = at_s[turned]
         memory[waits, _WAY] = way[waits]
         moves = waits & (way != 0)
@@ -153,7 +159,8 @@ class RayServeRule:
         held_s = np.where(moves, at_s - memory[:, _SINCE], np.nan)
         delay_s = np.where(way > 0, config.upscale_delay_s, config.downscale_delay_s)
         applied = moves & ~(held_s < delay_s - GRID_SLACK_S)
-        memory[applied, _WAY] = 0.0
+        memory[~np.isnan(n), _APPLIED] = np.nan
+        memory[applied, _APPLIED] = bounded[applied]
         return RayServeWish(
             total=total,
             scaled=asked,

@@ -14,11 +14,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
 from policies import build_policy, empty_memory
 from policies.keda import KedaRule
 from policies.keda_spec import Fallback, FallbackBehavior, KedaConfig
 from policies.rule import RuleResult
+from tests.policies.test_contract import observations
 from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSettings
 from tuner.core.observation import Observation, ObservationArrays
@@ -288,6 +290,15 @@ def test_need_and_raw_are_those_of_the_hpa():
 )  # fmt: skip
 def test_it_tells_what_it_read_and_who_decided(config, observations, words):
     assert run(config, *observations).why(0) == words
+
+
+@given(now=observations)
+@settings(max_examples=60, deadline=None)
+def test_it_has_a_word_for_anything_it_may_see(now):
+    for config in (F6, replace(F6, ignore_null=False), FIXED):
+        said = run(config, now).why(0)
+        assert said
+        assert "nan" not in said
 
 
 def test_it_does_not_write_into_the_memory_it_was_given():

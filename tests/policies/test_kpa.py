@@ -134,7 +134,7 @@ def test_the_averages_are_those_of_a_minute_and_of_six_seconds():
     assert last.need[0] == pytest.approx(310 / 70)  # it began in a panic: the larger one counts
     assert (
         last.why(0)
-        == "panic: concurrency 121 over 60 s, 310 over 6 s, target 70 each: 5, 9 while the panic lasts"
+        == "panic: 121 open requests over 60 s, 310 over 6 s, target 70 each: 5, 9 while the panic lasts"
     )
     calm = run(T70, *[fleet(1, 50.0)] * 40)[-1]
     assert calm.need[0] == pytest.approx(50 / 70)
@@ -142,26 +142,26 @@ def test_the_averages_are_those_of_a_minute_and_of_six_seconds():
 
 def test_samples_of_a_minute_ago_are_outside():
     last = run(T70, fleet(1, 3100.0), *[fleet(1, 10.0)] * 30)[-1]
-    assert "concurrency 10 over 60 s" in last.why(0)
+    assert "10 open requests over 60 s" in last.why(0)
 
 
 def test_a_tick_longer_than_the_panic_window_leaves_it_the_newest_sample():
     config = replace(T70, tick_s=15.0)
     last = run(config, *[fleet(3, 140.0)] * 5, fleet(3, 500.0), tick_s=15.0)[-1]
-    assert "230 over 60 s, 500 over 6 s" in last.why(0)
+    assert "230 open requests over 60 s, 500 over 6 s" in last.why(0)
 
 
 def test_without_any_data_nothing_changes():
     results = run(T70, *[fleet(1, 140.0)] * 3, *[fleet(1, None)] * 31)
     assert results[20].settings[0, REPLICAS] == 2  # old samples still speak
     assert np.isnan(results[-1].settings[0, REPLICAS])
-    assert results[-1].why(0) == "no concurrency measured for 60 s"
+    assert results[-1].why(0) == "open requests not measured for 60 s"
     assert np.isnan(asked(T70, fleet(None, 140.0))).all()
 
 
 def test_the_panic_window_without_data_reads_as_zero():
     last = run(T70, *[fleet(1, 150.0)] * 3, *[fleet(1, None)] * 4)[-1]
-    assert last.why(0).startswith("panic: concurrency 150 over 60 s, 0 over 6 s")
+    assert last.why(0).startswith("panic: 150 open requests over 60 s, 0 over 6 s")
 
 
 def test_concurrency_is_what_a_gateway_sees_else_what_the_engines_hold():
@@ -224,10 +224,10 @@ def test_the_range_of_the_knob_has_the_last_word():
 @pytest.mark.parametrize(
     ("seen", "words"),
     [
-        ([fleet(1, 50.0)], "concurrency 50 over 60 s, target 70 each: 1"),
-        ([fleet(2, 300.0)], "panic: concurrency 300 over 60 s, 300 over 6 s, target 70 each: 5"),
+        ([fleet(1, 50.0)], "50 open requests over 60 s, target 70 each: 1"),
+        ([fleet(2, 300.0)], "panic: 300 open requests over 60 s, 300 over 6 s, target 70 each: 5"),
         ([fleet(None, 50.0)], "ready replicas are not known"),
-        ([fleet(1, None)], "no concurrency measured for 60 s"),
+        ([fleet(1, None)], "open requests not measured for 60 s"),
     ],
 )
 def test_it_tells_its_averages_and_what_held_the_count(seen, words):

@@ -97,7 +97,7 @@ def test_with_none_ready_the_first_step_comes_at_once():
 
 
 def test_up_after_thirty_seconds_down_after_ten_minutes():
-    assert asked(DEFAULT, *[fleet(3, 12.0)] * 5) == [3, 3, 3, 6, 3]
+    assert asked(DEFAULT, *[fleet(3, 12.0)] * 4) == [3, 3, 3, 6]
     down = asked(DEFAULT, *[fleet(4, 5.0)] * 61)
     assert down == [4] * 60 + [3]
 
@@ -120,8 +120,23 @@ def test_a_turn_begins_the_wait_again():
     assert asked(short, *seen) == [3, 3, 3, 3, 3, 3, 6]
 
 
-def test_a_count_that_was_not_followed_waits_anew():
-    assert asked(DEFAULT, *[fleet(3, 12.0)] * 8) == [3, 3, 3, 6, 3, 3, 3, 6]
+def test_a_count_that_was_followed_waits_anew_for_the_next_one():
+    up = [fleet(3, 12.0)] * 4 + [fleet(6, 16.0)] * 5
+    short = replace(DEFAULT, look_back_s=10.0)
+    assert asked(short, *up) == [3, 3, 3, 6, 6, 6, 6, 8, 8]
+
+
+def test_a_count_that_was_narrowed_or_not_followed_goes_on_to_be_asked_for():
+    # Naive: another 30 s for the rest, ten minutes on the way down.
+    assert asked(DEFAULT, *[fleet(3, 12.0)] * 4, fleet(5, 12.0), fleet(6, 12.0)) == [
+        3,
+        3,
+        3,
+        *[6] * 3,
+    ]
+    assert asked(DEFAULT, *[fleet(3, 12.0)] * 8) == [3, 3, 3, *[6] * 5]
+    # Until it is less than what is there: that is another way, and waits.
+    assert asked(DEFAULT, *[fleet(3, 12.0)] * 4, *[fleet(8, 12.0)] * 3)[-3:] == [8, 8, 8]
 
 
 def test_zero_is_reached_only_from_one():
