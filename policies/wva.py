@@ -163,6 +163,8 @@ class WvaRule:
                 return said
             if not told[row]:
                 said += f"{', so the last word stands' * bool(due[row])}: {gauge[row]:.0f}"
+            elif gauge[row] != found.wanted[row]:
+                said += f", at most {high:.0f} allowed"
             return said + applied.why(row)
 
         return RuleResult(

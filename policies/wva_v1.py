@@ -27,8 +27,6 @@ from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
 
 NAME = "wva-v1"
-LEAST_TO_SHRINK = 2
-"""Unsaturated replicas that it takes to remove one."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +70,10 @@ class WvaV1:
         # With all saturated there is nothing to spare.
         kv_spare, queue_spare = self._spare(kv, queue, count, otherwise=0.0)
         up = (kv_spare < self.kv_spare) | (queue_spare < self.queue_spare)
+        # The last unsaturated one has nobody to take over what it holds.
         kv_after, queue_after = self._spare(kv, queue, count - 1, otherwise=-np.inf)
         safe = (kv_after >= self.kv_spare) & (queue_after >= self.queue_spare)
-        down = ~up & safe & (count >= LEAST_TO_SHRINK)
+        down = ~up & safe
 
         moving = ~np.isnan(gauge) & (gauge != pods.exist)
         partial = reporting != pods.exist
@@ -100,14 +99,14 @@ class WvaV1:
                 limits = f"{_percent(self.kv_threshold)} KV or {self.queue_threshold:g} waiting"
                 return f"all {replicas(told)} are saturated, by {limits}: {last}"
             spare = f"{_room(kv_spare[row], queue_spare[row])} to spare{' each' * (left > 1)}"
-            said = f"{left} of {replicas(told)} with {spare}"
+            said = f"{left} of {replicas(told)} unsaturated, with {spare}"
             if up[row]:
                 low_kv = [f"{_percent(self.kv_spare)} KV"] * bool(kv_spare[row] < self.kv_spare)
                 low_queue = [f"{self.queue_spare:g} waiting"] * bool(
                     queue_spare[row] < self.queue_spare
                 )
                 return f"{said}, less than {' and '.join([*low_kv, *low_queue])}: {last}"
-            if left < LEAST_TO_SHRINK:
+            if left == 1:
                 return f"{said}: {last}"
             after = _room(kv_after[row], queue_after[row])
             return f"{said}, {'still' if down[row] else 'only'} {after} with one fewer: {last}"

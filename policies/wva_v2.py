@@ -160,7 +160,7 @@ class WvaV2:
                 return "no replica reports its KV cache or queue"
             if not known[row]:
                 return "no value for status_replicas or ready_replicas"
-            tokens, each = figure(float(demand[row])), figure(float(capacity[row]))
+            tokens, each = figure(float(demand[row])), f"{figure(float(capacity[row]))} tokens"
             exist, left = pods.exist[row], pods.ready[row] - max(fewer[row], 1)
             up = f"{100 * self.scale_up_threshold:.3g} %"
             down = f"{100 * self.scale_down_boundary:.3g} %"
