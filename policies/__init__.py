@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, static
+from policies import dynamo_easy, hpa, static
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -23,6 +23,7 @@ from tuner.core.slo import Slo
 from tuner.data.bundles import read_bundle
 
 POLICIES: dict[str, Entry] = {
+    "dynamo-easy": dynamo_easy.ENTRY,
     "hpa": hpa.ENTRY,
     "static": static.ENTRY,
 }
