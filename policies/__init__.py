@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import dynamo_easy, hpa, static
+from policies import dynamo_easy, dynamo_sla, hpa, static
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -24,6 +24,7 @@ from tuner.data.bundles import read_bundle
 
 POLICIES: dict[str, Entry] = {
     "dynamo-easy": dynamo_easy.ENTRY,
+    "dynamo-sla": dynamo_sla.ENTRY,
     "hpa": hpa.ENTRY,
     "static": static.ENTRY,
 }

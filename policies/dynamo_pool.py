@@ -148,8 +148,13 @@ class Workers:
         """`(n,)` the smallest over the replicas seen, inf without any."""
         return np.asarray(np.where(self.seen, values, np.inf).min(axis=1, initial=np.inf))
 
-    def missing(self, row: int) -> str:
-        """What the planner waits for before it decides, in words; empty where nothing."""
+    def missing(self, row: int, *, silent_counts: bool = True) -> str:
+        """What the planner lacks for a decision, in words; empty where nothing.
+
+        Args:
+            row: of the target.
+            silent_counts: whether it decides by what each replica reports.
+        """
         n, ready = float(self.n[row]), float(self.ready[row])
         if np.isnan(n):
             return "the replicas in force are not known"
@@ -157,9 +162,9 @@ class Workers:
             return "scaled to 0 by hand, which it leaves"
         if np.isnan(ready):
             return "the ready replicas are not known"
-        if ready == 0:
+        if silent_counts and ready == 0:
             return "no replica is ready"
-        if self.reporting[row] != ready:
+        if silent_counts and self.reporting[row] != ready:
             return f"{self.reporting[row]:.0f} of {ready:.0f} ready replicas report: no decision"
         return ""
 

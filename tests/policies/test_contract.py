@@ -169,7 +169,7 @@ def test_never_faults_as_policy_or_as_fallback(run):
 def test_an_unknown_policy_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'static'"):
         build_policy("statik", {}, KNOBS, tick_s=15.0)
-    with pytest.raises(ConfigError, match="known policies: dynamo-easy, hpa, static"):
+    with pytest.raises(ConfigError, match="known policies: dynamo-easy, dynamo-sla, hpa, static"):
         build_policy("x", {}, KNOBS, tick_s=15.0)
 
 
