@@ -95,7 +95,7 @@ class EasyRule:
         may_fall = (ready > 1) | (workers.starting > 0)
         down = may_fall & self.thresholds.below(worst)
         up = self.thresholds.above(worst)
-        decides = workers.known & ~(workers.moving & (workers.starting == 0))
+        decides = workers.decide
         wish = np.where(up, ready + 1, np.where(down, fewer, np.nan))
         wish = np.where(decides, wish, np.nan)
 
@@ -128,8 +128,8 @@ class EasyWords:
         n, ready, starting = (
             float(column[row]) for column in (workers.n, workers.ready, workers.starting)
         )
-        if workers.moving[row] and not starting:
-            return f"{ready:.0f} of {n:.0f} replicas serve, no decision until all do"
+        if moves := workers.moves(row):
+            return f"{moves}: {self.target[row]:.0f}"
         said = self._load(row, ready)
         wish, target = float(self.wish[row]), float(self.target[row])
         if starting and wish > ready:

@@ -4,11 +4,15 @@ What `dynamo-easy` and `dynamo-sla` share: ai-dynamo 1.6.1, dynamo/planner/core/
 (inventory), load_scaling.py (what a decision is while replicas start) and budget.py
 (`guard_single_scaling_budget`), over n targets. The planner's workers are our ready replicas.
 
-The planner listens to every iteration of every worker; here it sees what all policies see. Cache in
-use: a replica's `kv_tokens`, else its `kv_cache_usage` of what the cache holds. Queued prompts: its
-`queued_prompt_tokens`, else its `queue_depth` times the mean prompt, which is prompt tokens/s over
-requests/s of some minutes. What a decoding replica has preempted waits in the same queue and is
-counted there; in front of a replica that only decodes, all that waits is of that kind.
+The planner listens to every iteration of every worker and counts every request; here it sees what
+all policies see.
+
+- Cache in use: a replica's `kv_tokens`, else its `kv_cache_usage` of what the cache holds.
+- Queued prompts: its `queued_prompt_tokens`, else its `queue_depth` times the mean prompt. What a
+  decoding replica has preempted waits in the same queue and is counted there; in front of a replica
+  that only decodes, all that waits is of that kind.
+- Sizes of requests: tokens/s over the requests/s that were let in, which are those that arrived
+  less what the queue grew by. A fleet that cannot keep up serves fewer tokens than are asked for.
 """
 
 from __future__ import annotations
@@ -29,41 +33,51 @@ POOLS = ("aggregated", "decode", "prefill")
 
 _READY = REPLICA_STATES.index(ReplicaState.READY)
 _MEAN_S = 300.0
-"""Over how long the sizes of requests are averaged, about. The planner averages 64 iterations, but
-sees each; rates over a window of a minute need longer to forget what arrived but was not served."""
+"""Over how long the sizes of requests are averaged, about: rates cover a window of a minute, and
+the queue is read at its end. The planner averages 64 iterations, but sees each."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Rates of late, decaying: `(n,)` each, 0 where nothing came yet."""
+    """Rates of late, decaying; `(n,)` each, 0 before the first measurement."""
 
-    SIZE = 3
+    SIZE = 4
 
-    qps: FloatArray
+    let_in_qps: FloatArray
+    """Requests/s."""
     prompt: FloatArray
+    """Tokens/s."""
     output: FloatArray
+    queue: FloatArray
+    """Requests that waited at the latest measurement."""
 
     @classmethod
     def updated(cls, memory: FloatArray, now: ObservationArrays, tick_s: float) -> Sizes:
         """From the `(n, SIZE)` numbers of the tick before and what is seen now."""
-        names = ("qps", "prompt_tokens_per_s", "output_tokens_per_s")
-        rates = np.stack([now.column(name) for name in names], axis=1)
+        queue = now.column("queue_depth")
+        before = memory[:, 3]
+        with np.errstate(invalid="ignore"):
+            growth = np.where(np.isnan(before), 0.0, queue - before)
+            let_in = now.column("qps") - growth / tick_s
+        seen = [let_in, now.column("prompt_tokens_per_s"), now.column("output_tokens_per_s")]
+        rates = np.stack(seen, axis=1)
         known = np.isfinite(rates).all(axis=1, keepdims=True)
-        kept = np.nan_to_num(memory)
+        kept = np.nan_to_num(memory[:, :3])
         share = min(tick_s / _MEAN_S, 1.0)
         with np.errstate(invalid="ignore"):
             kept = np.where(known, kept + share * (rates - kept), kept)
-        return cls(*kept.T)
+        let_in, prompt, output = kept.T
+        return cls(let_in, prompt, output, np.where(np.isfinite(queue), queue, before))
 
     @property
     def memory(self) -> FloatArray:
         """`(n, SIZE)`."""
-        return np.stack([self.qps, self.prompt, self.output], axis=1)
+        return np.stack([self.let_in_qps, self.prompt, self.output, self.queue], axis=1)
 
     @property
     def prompt_tokens(self) -> FloatArray:
         """`(n,)` mean of a request; NaN before the first."""
-        return _ratio(self.prompt, self.qps)
+        return _ratio(self.prompt, self.let_in_qps)
 
     @property
     def prompt_per_output(self) -> FloatArray:
@@ -81,6 +95,8 @@ class Workers:
     """`(n,)` that serve."""
     starting: FloatArray
     """`(n,)` that start while nothing else changes; 0 otherwise."""
+    draining: FloatArray
+    """`(n,)` that finish and leave."""
     reporting: FloatArray
     """`(n,)` ready ones with a sample of all that is needed."""
     moving: BoolArray
@@ -129,6 +145,7 @@ class Workers:
             n,
             ready,
             np.where(settled, starting, 0.0),
+            draining,
             seen.sum(axis=1).astype(np.float64),
             ~settled,
             seen,
@@ -139,6 +156,11 @@ class Workers:
     def known(self) -> BoolArray:
         """`(n,)` where the planner has what it needs: every ready replica reports."""
         return np.asarray((self.n > 0) & (self.ready > 0) & (self.reporting == self.ready))
+
+    @property
+    def decide(self) -> BoolArray:
+        """`(n,)` where the planner looks at the load: nothing moves but what starts."""
+        return np.asarray(self.known & ~(self.moving & (self.starting == 0)))
 
     def worst(self, values: FloatArray) -> FloatArray:
         """`(n,)` the largest over the replicas seen, -inf without any."""
@@ -167,6 +189,16 @@ class Workers:
         if silent_counts and self.reporting[row] != ready:
             return f"{self.reporting[row]:.0f} of {ready:.0f} ready replicas report: no decision"
         return ""
+
+    def moves(self, row: int) -> str:
+        """What it waits for until it looks at the load again, in words; empty where nothing."""
+        if not self.moving[row] or self.starting[row]:
+            return ""
+        ready, n, leaving = (float(each[row]) for each in (self.ready, self.n, self.draining))
+        if leaving:
+            who = "1 replica drains" if leaving == 1 else f"{leaving:.0f} replicas drain"
+            return f"{who}, no decision until then"
+        return f"{ready:.0f} of {n:.0f} replicas serve, no decision until all do"
 
 
 @dataclass(frozen=True)

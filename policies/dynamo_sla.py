@@ -69,7 +69,7 @@ class SlaRule:
         known = (workers.n > 0) & ~np.isnan(ready)
         forecast, latencies = None, {}
         if self.throughput:
-            forecast = self.throughput.step(memory[:, Sizes.SIZE :], now, ready)
+            forecast = self.throughput.step(memory[:, Sizes.SIZE :], now, ready, sizes.queue)
             need, wish, cancels = forecast.needed, forecast.wish, ~np.isnan(forecast.needed)
         if self.load:
             latencies = self.load.latencies(workers, sizes)
@@ -80,8 +80,7 @@ class SlaRule:
             wish = np.where(up, ready + 1, np.where(down, fewer, ready))
             wish = wish if forecast is None else np.maximum(wish, forecast.bound)
             known = workers.known
-            decides = known & ~(workers.moving & (workers.starting == 0))
-            wish, cancels = np.where(decides, wish, np.nan), down
+            wish, cancels = np.where(workers.decide, wish, np.nan), down
 
         target = np.where(known, self.limits.settle(workers, wish, cancels), np.nan)
         settings = np.full(now.settings.shape, np.nan)
@@ -146,7 +145,7 @@ def _predictor(options: Options) -> str:
 def search(load: Load) -> tuple[Parameter, ...]:
     """How much of the objectives the model may use up, and how much of that after a move down."""
     return (
-        Parameter("slo_scale", 0.1, 2.0, "of the objectives", log=True),
+        Parameter("slo_scale", 0.2, 2.0, "of the objectives", log=True),
         Parameter("sensitivity", 0.2, 1.0, ""),
         Parameter("max_delta", 1, 16, "replicas", log=True, whole=True),
     )

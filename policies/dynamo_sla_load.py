@@ -88,7 +88,7 @@ class LoadLoop:
         # are when it thinks of fewer replicas.
         with np.errstate(divide="ignore", invalid="ignore"):
             each = workers.running.sum(axis=1) / workers.ready
-        arriving = np.nan_to_num(each * sizes.prompt_per_output)[:, None]
+            arriving = np.nan_to_num(each * sizes.prompt_per_output)[:, None]
         now_s = gap_s(running + waits + 1.0, held + waits_tokens + one)
         after_s = gap_s(all_requests + 1.0, all_tokens + one)
         safe = (all_tokens < self.model.kv_tokens) & (after_s < self.itl_s * self.sensitivity)

@@ -1,9 +1,10 @@
 """The throughput loop of `dynamo-sla`: a forecast over what one replica carries.
 
-ai-dynamo 1.6.1, dynamo/planner/core/throughput_scaling.py and
-plugins/builtins/local_planner.py (`_observe_load`). Every interval adds one point to the forecasts
-of requests, prompt tokens and output tokens per request; one without a request repeats the sizes of
-the last that had any. An interval in which nothing was measured adds none, and decides nothing.
+ai-dynamo 1.6.1, dynamo/planner/core/throughput_scaling.py and plugins/builtins/local_planner.py
+(`_observe_load`). Every interval adds one point to the forecasts of requests, prompt tokens and
+output tokens per request (`dynamo_pool` says how these are known); one without a request repeats
+the sizes of the last that had any. An interval in which nothing was measured adds none, and decides
+nothing.
 """
 
 from __future__ import annotations
@@ -59,6 +60,8 @@ class _Memory:
     """`(n, 1)` ticks of it with a measurement."""
     sums: FloatArray
     """`(n, 3)` the rates at those ticks, added up."""
+    queue: FloatArray
+    """`(n, 1)` requests that waited when the interval began."""
     sizes: FloatArray
     """`(n, 2)` prompt and output tokens of a request, of the last interval that had any."""
     bound: FloatArray
@@ -86,27 +89,30 @@ class Throughput:
 
     @property
     def _widths(self) -> tuple[int, ...]:
-        return (1, 1, 3, 2, 1, *(self.predictor.size,) * 3)
+        return (1, 1, 3, 1, 2, 1, *(self.predictor.size,) * 3)
 
     @property
     def size(self) -> int:
         """Numbers that it remembers of a target."""
         return sum(self._widths)
 
-    def step(self, memory: FloatArray, now: ObservationArrays, ready: FloatArray) -> Forecast:
+    def step(
+        self, memory: FloatArray, now: ObservationArrays, ready: FloatArray, queue: FloatArray
+    ) -> Forecast:
         """One tick.
 
         Args:
             memory: `(n, size)`, changed in place.
             now: what was observed.
             ready: `(n,)` replicas that serve.
+            queue: `(n,)` requests that wait, as last seen; NaN where never.
         """
         edges = pairwise(accumulate(self._widths, initial=0))
         kept = _Memory(*(memory[:, start:stop] for start, stop in edges))
         first = np.isnan(kept.since_s[:, 0])
         kept.since_s[first, 0] = now.at_s[first]
         kept.bound[first] = 1.0
-        kept.looks[first], kept.sums[first] = 0.0, 0.0
+        kept.looks[first], kept.sums[first], kept.queue[first, 0] = 0.0, 0.0, queue[first]
 
         rates = np.stack([now.column(name) for name in _RATES], axis=1)
         heard = np.isfinite(rates).all(axis=1)
@@ -117,25 +123,31 @@ class Throughput:
         speaks = over & (kept.looks[:, 0] > 0)
         said = np.full((6, len(over)), np.nan)
         if speaks.any():
-            said = np.where(speaks, self._speak(kept, speaks, now, ready), np.nan)
+            said = np.where(speaks, self._speak(kept, speaks, now, ready, queue), np.nan)
 
         fits = self.limits.guard(ready, said[-1])
         kept.bound[:, 0] = np.where(np.isnan(fits), kept.bound[:, 0], fits)
         kept.since_s[over, 0] = now.at_s[over]
-        kept.looks[over], kept.sums[over] = 0.0, 0.0
+        kept.looks[over], kept.sums[over], kept.queue[over, 0] = 0.0, 0.0, queue[over]
         next_s = INTERVAL_S - np.where(over, 0.0, waited_s)
         qps, prompt, output, one, needed, wish = said
         bound = kept.bound[:, 0].copy()
         return Forecast(qps, prompt, output, one, needed, wish, bound, next_s)
 
     def _speak(
-        self, kept: _Memory, speaks: BoolArray, now: ObservationArrays, ready: FloatArray
+        self,
+        kept: _Memory,
+        speaks: BoolArray,
+        now: ObservationArrays,
+        ready: FloatArray,
+        queue: FloatArray,
     ) -> FloatArray:
         """`(6, n)` the fields of `Forecast` up to `wish`, of the rows at an interval's end."""
         with np.errstate(divide="ignore", invalid="ignore"):
             qps, *tokens_per_s = (kept.sums / kept.looks).T
-            sizes = np.stack(tokens_per_s, axis=1) / qps[:, None]
-        had = speaks & (qps > 0)
+            let_in_qps = qps - np.nan_to_num(queue - kept.queue[:, 0]) / INTERVAL_S
+            sizes = np.stack(tokens_per_s, axis=1) / let_in_qps[:, None]
+        had = speaks & (qps > 0) & (let_in_qps > 0)
         kept.sizes[had] = sizes[had]
         points = (qps * INTERVAL_S, *kept.sizes.T)
         states = (kept.requests, kept.prompts, kept.outputs)

@@ -39,7 +39,7 @@ class SlaWords:
             float(column[row]) for column in (workers.n, workers.ready, workers.starting)
         )
         wish, target = float(self.wish[row]), float(self.target[row])
-        said = [*self._forecast(row), *self._load(row, n, ready)]
+        said = [*self._forecast(row), *self._load(row, ready)]
         if starting and max(wish, target) > ready:
             said.append(f"{starting:.0f} still start{'s' if starting == 1 else ''}")
         elif starting and target < n:
@@ -69,17 +69,17 @@ class SlaWords:
             words.append(f"{wish:.0f} in one step")
         return words
 
-    def _load(self, row: int, n: float, ready: float) -> list[str]:
+    def _load(self, row: int, ready: float) -> list[str]:
         """What a next request would meet, against the objectives, and the lower bound."""
         if self.load is None:
             return []
-        if self.workers.moving[row] and not self.workers.starting[row]:
-            return [f"{ready:.0f} of {n:.0f} replicas serve, no decision until all do"]
+        if moves := self.workers.moves(row):
+            return [moves]
         words = [self._latencies(row, ready)]
         bound = 0.0 if self.forecast is None else float(self.forecast.bound[row])
-        if self.wish[row] == bound and bound > ready:
-            words.append("the forecast asks for more")
-        elif self.wish[row] == ready and self._safe(row) and bound == ready > 1:
+        # Only where the forecast is what decides.
+        lifts = bound > ready or (bound == ready > 1 and self._safe(row))
+        if self.wish[row] == bound and lifts:
             words.append(f"the forecast asks for {bound:.0f}")
         return words
 

@@ -179,6 +179,23 @@ def test_what_a_replica_does_not_report_is_worked_out():
     assert asked("dynamo-easy", fleet(replace(sample, queue_depth=0.0)), THROUGHPUT) == 1
 
 
+def test_the_mean_prompt_is_that_of_requests_that_were_let_in():
+    rule = build_policy("dynamo-easy", {}, KNOBS, tick_s=5.0, profile=PROFILE)
+    history = History(KNOBS)
+    # 2 requests/s arrive and 1 of 1,000 prompt tokens is let in: 55 wait at last.
+    for tick in range(12):
+        sample = ReplicaObservation(
+            "r", READY, 900.0, running=9.0, queue_depth=5.0 * tick, kv_cache_usage=0.5
+        )
+        rates = {"qps": 2.0, "prompt_tokens_per_s": 1000.0, "output_tokens_per_s": 1.0}
+        now = fleet(sample, **rates, queue_depth=5.0 * tick)
+        proposal = rule.propose(history.observed(replace(now, at_s=NOW_S + 5.0 * tick)))
+        history = replace(history, memory=proposal.memory)
+        if tick == 9:
+            assert proposal.settings["replicas"] == 1
+    assert proposal.settings["replicas"] == 2
+
+
 def test_sheds_four_to_one_within_fifteen_seconds():
     rule = build_policy("dynamo-easy", {}, KNOBS, tick_s=5.0, profile=PROFILE)
     n, seen = 4, []
@@ -244,7 +261,8 @@ WORDS = {
         BUDGET,
         fleet(*FULL * 8),
     ),
-    "2 of 3 replicas serve, no decision until all do": (THROUGHPUT, fleet(*FULL * 2, n=3)),
+    "2 of 3 replicas serve, no decision until all do: 3": (THROUGHPUT, fleet(*FULL * 2, n=3)),
+    "1 replica drains, no decision until then: 2": (THROUGHPUT, fleet(*FULL * 2, LEAVING)),
     "1 of 2 ready replicas report: no decision": (THROUGHPUT, fleet(*FULL, worker(None))),
     "no replica is ready": (THROUGHPUT, fleet(EARLY)),
     "the ready replicas are not known": (THROUGHPUT, fleet(*FULL, ready_replicas=None)),

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from policies import build_policy
@@ -204,6 +203,18 @@ def test_the_forecast_is_the_mean_of_the_interval():
     assert asked[36] == 4  # 20 x 19/37 = 10.3 requests/s
 
 
+def test_sizes_are_those_of_requests_that_were_let_in():
+    # 20 requests/s arrive and 10 are served, 1,000 tokens each: the queue grows by 10 a second.
+    rule = policy(ENGINE, mode="throughput")
+    history = History(KNOBS)
+    for tick in range(37):
+        seen = fleet(*[worker()] * 3, **{**rates(10.0), "qps": 20.0, "queue_depth": 50.0 * tick})
+        proposal = rule.propose(history.observed(replace(seen, at_s=NOW_S + 5.0 * tick)))
+        history = replace(history, memory=proposal.memory)
+    assert proposal.why.startswith("20 requests/s of 1 + 1,000 tokens to come")
+    assert proposal.settings["replicas"] == 7
+
+
 def test_an_interval_without_a_measurement_decides_nothing():
     rule = policy(ENGINE, mode="throughput")
     asked, last = after_an_interval(rule, 2, [20.0] * 37, qps=None)
@@ -322,8 +333,3 @@ def test_says_what_the_forecast_is_made_of():
 def test_refuses_what_does_not_fit(options, words):
     with pytest.raises(ConfigError, match=words):
         policy(BOTH, **options)
-
-
-def test_memory_of_a_load_loop_alone_is_small():
-    assert policy(BOTH, mode="load").rule.memory_size == 3
-    assert np.isfinite(proposed(policy(BOTH, mode="load"), caches(0)).memory).all()
