@@ -12,6 +12,8 @@ from pathlib import Path
 from policies import (
     aibrix_apa,
     aibrix_kpa,
+    dynamo_easy,
+    dynamo_sla,
     hpa,
     keda,
     kpa,
@@ -36,6 +38,8 @@ from tuner.data.bundles import read_bundle
 POLICIES: dict[str, Entry] = {
     "aibrix-apa": aibrix_apa.ENTRY,
     "aibrix-kpa": aibrix_kpa.ENTRY,
+    "dynamo-easy": dynamo_easy.ENTRY,
+    "dynamo-sla": dynamo_sla.ENTRY,
     "hpa": hpa.ENTRY,
     "keda": keda.ENTRY,
     "kpa": kpa.ENTRY,

@@ -36,11 +36,11 @@ from numpy.typing import NDArray
 from envs.calibrate.least_squares import Minimum, levenberg_marquardt
 from envs.calibrate.replay import served
 from envs.calibrate.result import Coefficient, rounded
-from envs.simulator.step_time import seconds_by_batch, seconds_by_prefill
 from envs.workloads.recorded import from_telemetry, histograms_of
 from tuner.core.errors import InputError
 from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import Frontend, ServingProfile
+from tuner.core.step_time import seconds_by_batch, seconds_by_prefill
 from tuner.core.trace import Trace
 from tuner.data.telemetry import Telemetry
 

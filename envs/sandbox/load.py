@@ -6,8 +6,8 @@ import math
 
 import numpy as np
 
-from envs.simulator.step_time import decode_seconds
 from tuner.core.profile import ServingProfile
+from tuner.core.step_time import decode_seconds
 from tuner.core.trace import Trace
 
 TOKENS_IN_CACHE = 2000

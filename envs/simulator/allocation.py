@@ -25,14 +25,14 @@ from envs.simulator.routing import ROUTERS
 from envs.simulator.rules import MEMORIES
 from envs.simulator.schedulers import options_of, room_of
 from envs.simulator.sglang import new_token_ratios
-from envs.simulator.step_time import (
+from tuner.core.profile import ServingProfile, Startup
+from tuner.core.slo import Slo
+from tuner.core.step_time import (
     ramp_table,
     seconds_by_batch,
     seconds_by_prefill,
     straggler_by_batch,
 )
-from tuner.core.profile import ServingProfile, Startup
-from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 
 _SHARED = {

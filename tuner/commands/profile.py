@@ -104,7 +104,7 @@ def check(profile: ProfileArgument, as_json: JsonOption = False) -> None:
       tuner profile check ./ours.yaml
     """
     from envs.simulator.schedulers import check_scheduler
-    from envs.simulator.step_time import check_step_time
+    from tuner.core.step_time import check_step_time
     from tuner.data.profiles import load_profile
 
     loaded = load_profile(profile)
@@ -202,7 +202,7 @@ def _prefill(step: StepTime) -> str:
 
 def _speeds(profile: ServingProfile) -> Table:
     """Decode speed by batch, without KV reads and prompts."""
-    from envs.simulator.step_time import decode_seconds
+    from tuner.core.step_time import decode_seconds
 
     seconds = decode_seconds(profile)
     most = profile.limits.batch_size_max

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 
 from envs.simulator import EnvFactors, Fleet
-from envs.simulator.step_time import (
-    decode_seconds,
-    seconds_by_prefill,
-    straggler_by_batch,
-)
 from tests.envs.simulator import small
 from tests.envs.simulator.small import PROFILE, Case
 from tuner.core.errors import ProfileError
 from tuner.core.profile import EngineLimits, StepTime
+from tuner.core.step_time import (
+    decode_seconds,
+    seconds_by_prefill,
+    straggler_by_batch,
+)
 
 LAW = StepTime(base_s=0.01, per_kv_token_s=1e-5, prefill_base_s=0.003, per_prefill_token_s=1e-4)
 
