@@ -41,7 +41,7 @@ FIXED: Mapping[str, Colour] = {
     "wva-v2": Colour("#205d6d", "#0f877a", "x", "longdash"),
     "dynamo-easy": Colour("#9e0452", "#e17f72", "triangle-left", "dashdot"),
     "dynamo-sla": Colour("#935d52", "#bf5066", "triangle-right", "longdashdot"),
-    "ray-serve": Colour("#5f47cc", "#adc2fb", "hourglass", "dash"),
+    "ray-serve": Colour("#5f47cc", "#adc2fb", "hourglass", "longdashdot"),
     "schedule": Colour("#64631b", "#bac67d", "bowtie", "longdash"),
     "planner": Colour("#184e3c", "#8cbc9c", "diamond", "solid"),
     "oracle-a": Colour("#6b7480", "#8d96a1", "star-triangle-up", "dot"),
@@ -52,8 +52,8 @@ FIXED: Mapping[str, Colour] = {
 OTHERS: tuple[Colour, ...] = (
     Colour("#ea5d5b", "#cc6d4b", "star", "solid"),
     Colour("#9377fe", "#db8ed0", "star-diamond", "longdashdot"),
-    Colour("#2e3801", "#d8e175", "hexagram", "dashdot"),
-    Colour("#56309f", "#6c65c6", "star-square", "dot"),
+    Colour("#2e3801", "#d8e175", "hexagram", "dash"),
+    Colour("#56309f", "#6c65c6", "star-square", "longdash"),
 )
 """For the rest, which are trained bundles, in the order of the comparison."""
 
