@@ -37,7 +37,7 @@ FIXED: Mapping[str, Colour] = {
     "kpa": Colour("#1f1988", "#7582c7", "triangle-down", "dashdot"),
     "aibrix-apa": Colour("#bd75b2", "#edb4ce", "pentagon", "longdash"),
     "aibrix-kpa": Colour("#500d5b", "#8663a0", "hexagon", "dot"),
-    "wva-v1": Colour("#5a9380", "#75f4bd", "cross", "dot"),
+    "wva-v1": Colour("#5a9380", "#75f4bd", "cross", "dashdot"),
     "wva-v2": Colour("#205d6d", "#0f877a", "x", "longdash"),
     "dynamo-easy": Colour("#9e0452", "#e17f72", "triangle-left", "dashdot"),
     "dynamo-sla": Colour("#935d52", "#bf5066", "triangle-right", "longdashdot"),
@@ -51,9 +51,9 @@ FIXED: Mapping[str, Colour] = {
 
 OTHERS: tuple[Colour, ...] = (
     Colour("#ea5d5b", "#cc6d4b", "star", "solid"),
-    Colour("#9377fe", "#db8ed0", "star-diamond", "longdashdot"),
+    Colour("#9377fe", "#db8ed0", "star-diamond", "dot"),
     Colour("#2e3801", "#d8e175", "hexagram", "dash"),
-    Colour("#56309f", "#6c65c6", "star-square", "longdash"),
+    Colour("#56309f", "#6c65c6", "star-square", "dash"),
 )
 """For the rest, which are trained bundles, in the order of the comparison."""
 
