@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine demo test peers proof-calibrate proof-calibration proof-rules proof-triton clean
+.PHONY: help setup engine browser demo test peers proof-calibrate proof-calibration proof-rules proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -15,7 +15,7 @@ help: ## show these commands
 setup: $(STAMP) ## make ./.venv with everything in it
 
 # torch first and alone: an open version elsewhere would pull gigabytes of GPU libraries.
-$(STAMP): pyproject.toml constraints.txt .ci/setup
+$(STAMP): pyproject.toml constraints.txt .ci/setup .ci/system.sh
 	@PYTHON="$(PYTHON)" VENV="$(VENV)" bash .ci/setup
 	@touch $@
 
@@ -34,7 +34,11 @@ demo: setup ## train a small policy on the built-in day, compare it, write demo/
 engine: setup ## install vLLM for the CPU into ./.venv-engine (2.5 GB, about 4 minutes)
 	$(BIN)/python -m tests.real.vllm_env
 
-test: setup ## lint, types, import contracts and all tests
+# Only the tests need it: they look at the reports as a reader does.
+browser:
+	@bash .ci/browser
+
+test: setup browser ## lint, types, import contracts and all tests
 	@$(BIN)/ruff format --check -q .
 	@$(BIN)/ruff check -q .
 	@$(BIN)/python -m mypy

@@ -111,6 +111,8 @@ def compare(
         for name, spec in policies.items()
         for seed in seeds
     ]
+    for job in all_jobs:
+        watch(f"{job.name}, seed {job.seed}", 0.0)
     parts = [folder / f"requests-{place}.part" for place in range(len(all_jobs))]
     digests = fan_out(
         [

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,10 +19,23 @@ from tuner.core.errors import InputError
 R_co = TypeVar("R_co", covariant=True)
 R = TypeVar("R")
 
-Progress = Callable[[float], None]
-"""Told the share (0-1) that is done."""
-Watch = Callable[[str, float], None]
-"""Told a task's label and the share (0-1) of it that is done; called from one thread at a time."""
+
+class Progress(Protocol):
+    """Told how far a task is."""
+
+    def __call__(self, share: float, *found: float) -> None:
+        """The share (0-1) that is done, and at the end up to FOUND figures of what came of it."""
+
+
+class Watch(Protocol):
+    """Told how far each task is; called from one thread at a time."""
+
+    def __call__(self, label: str, share: float, *found: float) -> None:
+        """A task's label, and what it said of itself."""
+
+
+FOUND = 2
+"""Figures that a task can tell a watch."""
 
 
 class Task(Protocol[R_co]):
@@ -34,7 +48,7 @@ class Task(Protocol[R_co]):
     def __call__(self, progress: Progress) -> R_co: ...
 
 
-def silent(label: str, share: float) -> None:
+def silent(label: str, share: float, *found: float) -> None:
     """A Watch that nobody reads."""
 
 
@@ -76,29 +90,41 @@ def fan_out(tasks: Sequence[Task[R]], jobs: int, watch: Watch = silent) -> list[
 
 def _run_here(task: Task[R], watch: Watch) -> R:
     watch(task.label, 0.0)
-    result = task(lambda share: watch(task.label, share))
-    watch(task.label, 1.0)
-    return result
+    return _followed(task, partial(watch, task.label))
 
 
 def _run_there(task: Task[R], slot: _Slot) -> R:
-    result = task(slot)
-    slot(1.0)
+    return _followed(task, slot)
+
+
+def _followed(task: Task[R], tell: Progress) -> R:
+    """The task's result; that it is done is told once, when it is."""
+    last: list[float] = []
+
+    def progress(share: float, *found: float) -> None:
+        last[:] = found
+        if share < 1:
+            tell(share)
+
+    result = task(progress)
+    tell(1.0, *last)
     return result
 
 
 @dataclass(frozen=True)
 class _Slot:
-    """A task's place on the board: a file of one share per task."""
+    """A task's place on the board: a file of a share and FOUND figures per task, NaN for none."""
 
     board: Path
     index: int
 
-    def __call__(self, share: float) -> None:
+    def __call__(self, share: float, *found: float) -> None:
+        row = np.full(1 + FOUND, np.nan)
+        row[: 1 + len(found)] = share, *found
         try:
             with self.board.open("r+b") as file:
-                file.seek(8 * self.index)
-                file.write(np.float64(share).tobytes())
+                file.seek(row.nbytes * self.index)
+                file.write(row.tobytes())
         except FileNotFoundError:
             # A backend may run the task on another machine, which has no such file: the work
             # matters, its progress bar does not.
@@ -110,15 +136,18 @@ def _board(tasks: Sequence[Task[R]], watch: Watch) -> Iterator[Path]:
     """A board that a thread reads out to `watch` until the block ends."""
     with tempfile.TemporaryDirectory() as folder:
         board = Path(folder) / "progress"
-        board.write_bytes(np.zeros(len(tasks)).tobytes())
+        rows = np.full((len(tasks), 1 + FOUND), np.nan)
+        rows[:, 0] = 0.0
+        board.write_bytes(rows.tobytes())
         told = np.zeros(len(tasks))
         done = threading.Event()
 
         def tell() -> None:
-            shares = np.frombuffer(board.read_bytes(), dtype=np.float64)
-            for index in np.flatnonzero(shares != told).tolist():
-                watch(tasks[index].label, float(shares[index]))
-            told[:] = shares
+            rows = np.frombuffer(board.read_bytes(), dtype=np.float64).reshape(-1, 1 + FOUND)
+            for index in np.flatnonzero(rows[:, 0] != told).tolist():
+                found = rows[index, 1:]
+                watch(tasks[index].label, float(rows[index, 0]), *found[~np.isnan(found)].tolist())
+            told[:] = rows[:, 0]
 
         def follow() -> None:
             while not done.wait(POLL_S):

@@ -84,10 +84,12 @@ class RunTask:
             write_requests(self.requests_file, result.requests, (job.name, job.seed))
         keep = self.block_s is not None
         slo = job.config.slo
+        figures = figures_of(result, slo)
+        progress(1.0, figures.slo_attainment, figures.gpu_hours)
         return RunDigest(
             policy=job.name,
             seed=job.seed,
-            figures=figures_of(result, slo),
+            figures=figures,
             pinned=dict(result.pinned),
             settings=dict(result.settings),
             blocks=blocks_of(result, slo, self.block_s) if self.block_s is not None else None,

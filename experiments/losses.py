@@ -139,7 +139,8 @@ class _Scene:
             if rise is not None
         ]
         if not found:
-            return "the load had not risen"
+            seen = np.isfinite(self.ticks.qps[self._before : self.end]).any()
+            return "the load had not risen" if seen else "the load was not measured"
         requests = found[0]
         steepest = max(found, key=lambda rise: rise.ratio)
         rise = steepest if steepest.ratio > 1.3 * requests.ratio else requests
@@ -174,11 +175,13 @@ class _Scene:
         ticks, rows = self.ticks, slice(self.first, self.end)
         ready = ticks.ready_replicas
         had = float(ready[self.first])
-        wanted = float(np.nanmax(ticks.wanted_replicas[rows]))
-        starting = float(np.nanmax(ticks.starting_replicas[rows]))
+        if not np.isfinite(had):
+            return "how many replicas were ready was not measured"
+        wanted = _highest(ticks.wanted_replicas[rows]) or 0.0
+        starting = _highest(ticks.starting_replicas[rows]) or 0.0
         said = f"{_replicas(had)} ready"
-        peak = float(np.nanmax(ready[self._before : self.first + 1]))
-        if peak > had:
+        peak = _highest(ready[self._before : self.first + 1])
+        if peak is not None and peak > had:
             said += f", down from {peak:.0f} in the {duration(LOOKBACK_S)} before"
         if starting > 0:
             came = np.flatnonzero(ready[self.first :] > had)

@@ -39,9 +39,10 @@ def settings_of(comparison: Comparison, outcome: PolicyOutcome) -> list[Setting]
     knobs = target_knobs(comparison.profile, max_replicas=run.max_replicas)
     # Only a builder knows which options there are: it is asked, and what it builds is dropped.
     entry.build(options, Target(knobs, run.tick_s, comparison.profile, run.slo))
+    known = {**options.defaults, **outcome.options}
     found = [
-        Setting(name, value, default, name in tuned)
-        for name, (value, default) in options.settings.items()
+        Setting(name, value, options.defaults.get(name), name in tuned)
+        for name, value in known.items()
     ]
     return sorted(found, key=lambda setting: (not setting.tuned, not setting.changed))
 

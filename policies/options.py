@@ -25,7 +25,8 @@ class Options:
     def __init__(self, policy: str, given: Mapping[str, OptionValue]) -> None:
         self._policy = policy
         self._known: list[str] = []
-        self._defaults: dict[str, OptionValue] = {}
+        self.defaults: dict[str, OptionValue] = {}
+        """What a builder has asked for so far -> what holds where it is not given."""
         shared = {key: value for key, value in given.items() if "." not in key}
         own = {
             key.removeprefix(f"{policy}."): value
@@ -37,7 +38,7 @@ class Options:
     def text(self, name: str, default: str) -> str:
         """An option that is any text."""
         self._known.append(name)
-        self._defaults[name] = default
+        self.defaults[name] = default
         return str(self._given.get(name, default))
 
     def choice(self, name: str, known: tuple[Choice, ...], default: Choice) -> Choice:
@@ -61,7 +62,7 @@ class Options:
             ConfigError: it is not.
         """
         self._known.append(name)
-        self._defaults[name] = default
+        self.defaults[name] = default
         value = self._given.get(name, default)
         try:
             number = float(value)
@@ -129,16 +130,6 @@ class Options:
         """Whether the option was given at all."""
         self._known.append(name)
         return name in self._given
-
-    @property
-    def settings(self) -> dict[str, tuple[OptionValue, OptionValue | None]]:
-        """Option that the builder asked for -> the value in force, and its default.
-
-        The default is None where an option has no effect unless it is given.
-        """
-        every = {name: (value, value) for name, value in self._defaults.items()}
-        given = {name: (value, self._defaults.get(name)) for name, value in self._given.items()}
-        return {**every, **given}
 
     def finish(self) -> None:
         """Refuse what no one asked for.

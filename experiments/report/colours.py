@@ -37,11 +37,11 @@ FIXED: Mapping[str, Colour] = {
     "kpa": Colour("#1f1988", "#7582c7", "triangle-down", "dashdot"),
     "aibrix-apa": Colour("#bd75b2", "#edb4ce", "pentagon", "longdash"),
     "aibrix-kpa": Colour("#500d5b", "#8663a0", "hexagon", "dot"),
-    "wva-v1": Colour("#5a9380", "#75f4bd", "cross", "dot"),
+    "wva-v1": Colour("#5a9380", "#75f4bd", "cross", "dashdot"),
     "wva-v2": Colour("#205d6d", "#0f877a", "x", "longdash"),
     "dynamo-easy": Colour("#9e0452", "#e17f72", "triangle-left", "dashdot"),
     "dynamo-sla": Colour("#935d52", "#bf5066", "triangle-right", "longdashdot"),
-    "ray-serve": Colour("#5f47cc", "#adc2fb", "hourglass", "dash"),
+    "ray-serve": Colour("#5f47cc", "#adc2fb", "hourglass", "longdashdot"),
     "schedule": Colour("#64631b", "#bac67d", "bowtie", "longdash"),
     "planner": Colour("#184e3c", "#8cbc9c", "diamond", "solid"),
     "oracle-a": Colour("#6b7480", "#8d96a1", "star-triangle-up", "dot"),
@@ -51,9 +51,9 @@ FIXED: Mapping[str, Colour] = {
 
 OTHERS: tuple[Colour, ...] = (
     Colour("#ea5d5b", "#cc6d4b", "star", "solid"),
-    Colour("#9377fe", "#db8ed0", "star-diamond", "longdashdot"),
-    Colour("#2e3801", "#d8e175", "hexagram", "dashdot"),
-    Colour("#56309f", "#6c65c6", "star-square", "dot"),
+    Colour("#9377fe", "#db8ed0", "star-diamond", "dot"),
+    Colour("#2e3801", "#d8e175", "hexagram", "dash"),
+    Colour("#56309f", "#6c65c6", "star-square", "dash"),
 )
 """For the rest, which are trained bundles, in the order of the comparison."""
 

@@ -15,6 +15,7 @@ from typer.testing import CliRunner, Result
 
 from tests.envs import worlds
 from tests.envs.recordings import recorded
+from tests.pages import plots_of
 from tuner.cli import app
 from tuner.data import load_profile
 from tuner.data.profiles import write_profile
@@ -95,7 +96,7 @@ def test_writes_a_page_that_fetches_nothing(steps: Path, points: Path, tmp_path:
         html = page.read_text()
         own = re.sub(r"<script>.*?</script>", "", html, flags=re.S)
         assert not re.search(r"(src|href)=|https?://", own)
-        data = json.loads(re.search(r'id="plots">(.*?)</script>', own, flags=re.S)[1])
+        data = plots_of(html)
         assert plots[name] <= set(data)
         for plot in data:
             assert f'id="plot-{plot}"' in own

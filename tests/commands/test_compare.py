@@ -76,7 +76,8 @@ def test_compares_two_rules_in_the_simulator(tuner, trace, tmp_path):
         assert policy["requests"] == 400
         assert policy["gpu_hours"] > 0
     assert sorted(path.name for path in out.iterdir()) == [
-        *("report.html", "requests.parquet", "run.json", "summary.json", "ticks.parquet")
+        *("report.html", "report.md", "requests.parquet", "run.json"),
+        *("summary.json", "ticks.parquet"),
     ]
     assert pq.read_metadata(out / "requests.parquet").num_rows == 2 * 2 * 400
     run = json.loads((out / "run.json").read_text())

@@ -157,7 +157,7 @@ def test_settings_that_are_given_skip_their_sweeps(tmp_path):
     comparison = toy_compare(
         tmp_path,
         overrides={"static": {"replicas": 5}, "hpa": {"target": 40.0}},
-        watch=lambda label, share: labels.append(label),
+        watch=lambda label, share, *_: labels.append(label),
     )
     assert comparison.tuning.sweeps == {}
     assert comparison["static"].options == {"replicas": 5}
@@ -225,7 +225,7 @@ def test_a_start_count_in_the_configuration_holds_for_all_but_static(tmp_path):
 def test_a_mistake_is_found_before_any_run(tmp_path, changed, sentence):
     ran = []
     with pytest.raises(ConfigError, match=sentence.replace("?", r"\?")):
-        toy_compare(tmp_path, watch=lambda label, share: ran.append(label), **changed)
+        toy_compare(tmp_path, watch=lambda label, share, *_: ran.append(label), **changed)
     assert ran == []
 
 

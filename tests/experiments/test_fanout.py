@@ -41,7 +41,7 @@ def test_every_task_is_seen_to_begin_and_to_end(jobs):
     fan_out(
         [Square(n) for n in range(3)],
         jobs,
-        lambda label, share: seen.setdefault(label, []).append(share),
+        lambda label, share, *_: seen.setdefault(label, []).append(share),
     )
     assert set(seen) == {"square 0", "square 1", "square 2"}
     assert all(shares[0] == 0 and shares[-1] == 1 for shares in seen.values())

@@ -5,7 +5,6 @@ from rich.console import Console
 
 from experiments.compare import compare
 from experiments.config import CompareConfig, RunConfig
-from experiments.progress import run_progress
 from experiments.summary import METRICS
 from experiments.table import print_comparison
 from tests.experiments import toy
@@ -45,25 +44,3 @@ def test_verdict_interval_sweep_and_notes_are_shown(shown):
         "note: static and hpa were tuned on the very load",
     ):
         assert words in flat
-
-
-def test_a_log_gets_a_line_per_finished_run():
-    out = io.StringIO()
-    with run_progress(Console(file=out)) as watch:
-        watch("hpa, seed 1", 0.0)
-        watch("hpa, seed 1", 0.5)
-        watch("hpa, seed 1", 1.0)
-    assert out.getvalue() == "done: hpa, seed 1\n"
-
-
-def test_a_terminal_gets_a_bar_per_run_and_a_count():
-    out = io.StringIO()
-    console = Console(file=out, force_terminal=True, width=80)
-    with run_progress(console) as watch:
-        for label in ("hpa, seed 1", "hpa, seed 2"):
-            watch(label, 0.0)
-            watch(label, 0.5)
-        watch("hpa, seed 1", 1.0)
-        watch._progress.refresh()
-        assert "1 run done" in out.getvalue()
-        assert "hpa, seed 2" in out.getvalue()

@@ -1,0 +1,208 @@
+from dataclasses import replace
+
+import pytest
+
+from experiments.best import below_goal, lead, ranked
+from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.config import CompareConfig, RunConfig
+from experiments.equal_attainment import equal_costs, levels
+from experiments.job import RunDigest
+from experiments.money import HOURS_PER_MONTH, bills, price_of, usd
+from experiments.statistics import seeds_interval
+from experiments.summary import METRICS
+from experiments.sweep import Point, Sweep
+from experiments.tuning import Tuning
+from tests.experiments import toy
+from tests.experiments.test_verdict import FIGURES
+
+BASE = [(0.992, 100.0), (0.993, 101.0), (0.991, 99.0)]
+BETTER = [(0.992, 90.0), (0.994, 91.0), (0.993, 89.0)]
+CLOSE = [(0.995, 90.5), (0.995, 90.5), (0.995, 90.5)]
+WORSE = [(0.95, 60.0), (0.95, 61.0), (0.95, 59.0)]
+DEARER = [(0.999, 120.0), (0.999, 121.0), (0.999, 119.0)]
+
+
+def estimate(values):
+    return Estimate(sum(values) / len(values), seeds_interval(values), None)
+
+
+def outcome(name, seeds, base):
+    runs = tuple(
+        RunDigest(
+            name,
+            place + 1,
+            replace(
+                FIGURES,
+                slo_attainment=served,
+                gpu_hours=cost,
+                prompt_tokens=3_000_000,
+                output_tokens=1_000_000,
+            ),
+            {},
+            {},
+        )
+        for place, (served, cost) in enumerate(seeds)
+    )
+    names = [metric.name for metric in METRICS]
+    values = {m: [float(getattr(run.figures, m)) for run in runs] for m in names}
+    theirs = dict(zip(("slo_attainment", "gpu_hours"), zip(*base, strict=True), strict=True))
+    gaps = {
+        m: estimate([ours - other for ours, other in zip(values[m], theirs[m], strict=True)])
+        for m in theirs
+    }
+    return PolicyOutcome(
+        name=name,
+        policy=name,
+        options={},
+        runs=runs,
+        estimates={m: estimate(values[m]) for m in names},
+        differences={} if name == "hpa" else gaps,
+    )
+
+
+def comparison(*, base=BASE, price=None, curves=None, **others):
+    given = {"hpa": base, **{name.replace("_", "-"): seeds for name, seeds in others.items()}}
+    return Comparison(
+        trace=toy.toy_trace(minutes=600, per_minute=1),
+        profile=toy.PROFILE,
+        config=CompareConfig(run=RunConfig(price_per_gpu_hour_usd=price)),
+        baseline="hpa",
+        seeds=tuple(range(1, len(base) + 1)),
+        policies=tuple(outcome(name, seeds, base) for name, seeds in given.items()),
+        tuning=Tuning("toy-load", True, {}, curves or {}, 3, 40.0),
+    )
+
+
+def curve(policy, *points):
+    found = tuple(
+        Point(place + 1.0, replace(FIGURES, slo_attainment=served, gpu_hours=cost))
+        for place, (served, cost) in enumerate(points)
+    )
+    return Sweep(policy, "target", "tokens/s", 0.99, found, found[0], True)
+
+
+def test_who_reaches_the_goal_stands_first_by_cost_and_bounds_stand_last():
+    value = comparison(planner=BETTER, keda=WORSE, kpa=DEARER, oracle_b=[(0.999, 50.0)] * 3)
+    order = [each.name for each in ranked(value)]
+    assert order == ["planner", "hpa", "kpa", "keda", "oracle-b"]
+    assert below_goal(value) == ["keda"]
+
+
+def test_the_sentence_says_who_what_it_saves_and_how_sure_that_is():
+    found = lead(comparison(planner=BETTER, keda=WORSE))
+    assert found.policy == "planner"
+    # by hand: differences are -10 on each seed, of 100: the interval is a point
+    assert found.sentence == (
+        "planner is the best of 3: it serves 99.30 % (99.05 to 99.55) of the requests within the "
+        "objectives for 10.0 % fewer GPU hours than hpa (95 % interval 10.0 to 10.0 %); hpa serves "
+        "99.20 %."
+    )
+
+
+def test_money_is_said_where_there_is_a_price():
+    found = lead(comparison(planner=BETTER, price=2.0))
+    assert "USD 20.00 less for this load" in found.sentence
+
+
+def test_a_baseline_that_misses_the_goal_is_told_so():
+    found = lead(comparison(base=WORSE, planner=BETTER))
+    assert "more GPU hours than hpa" in found.sentence
+    assert found.sentence.endswith("hpa serves 95.00 %, which misses the goal.")
+
+
+def test_a_baseline_that_nobody_beats_is_told_so():
+    found = lead(comparison(kpa=DEARER, keda=WORSE))
+    assert found.policy == "hpa"
+    assert found.sentence.startswith("hpa, the baseline, is not beaten: ")
+    assert "Next is kpa: 20.0 % more GPU hours" in found.details[0]
+
+
+def test_where_nobody_reaches_the_goal_the_closest_is_named():
+    found = lead(comparison(base=[(0.9, 100.0)] * 3, keda=WORSE))
+    assert found.sentence.startswith(
+        "None of 2 reaches the goal of 99.0 %; keda comes closest with 95.00 %"
+    )
+
+
+def test_a_difference_that_may_be_none_is_not_sold_as_one():
+    noisy = [(0.993, 90.0), (0.993, 104.0), (0.993, 103.0)]
+    found = lead(comparison(planner=noisy))
+    assert "so not clearly different" in found.sentence
+    assert "USD" not in lead(comparison(planner=noisy, price=2.0)).sentence
+
+
+def test_one_seed_has_no_interval():
+    found = lead(comparison(base=BASE[:1], planner=BETTER[:1]))
+    assert "(one seed, no interval)" in found.sentence
+
+
+def test_a_runner_up_within_reach_is_named():
+    found = lead(comparison(planner=BETTER, kpa=CLOSE))
+    assert "kpa is next and cannot be told apart in cost" in found.details[0]
+
+
+def test_the_pick_of_many_comes_with_a_warning():
+    assert not any("flatters" in text for text in lead(comparison(planner=BETTER)).details)
+    many = comparison(planner=BETTER, kpa=DEARER, keda=WORSE)
+    assert any("The best of 4 was picked" in text for text in lead(many).details)
+
+
+def test_how_far_the_bound_is_stands_where_there_is_one():
+    curves = {
+        "planner": curve("planner", (0.98, 80.0), (0.99, 90.0)),
+        "oracle-b": curve("oracle-b", (0.98, 50.0), (0.995, 60.0)),
+    }
+    value = comparison(planner=BETTER, curves=curves)
+    # linear between the oracle's two points: 50 + 10 * 0.01 / 0.015 = 56.67; 90 / 56.67 = 1.588
+    assert "58.8 % more than oracle-b" in " ".join(lead(value).details)
+
+
+def test_one_policy_has_no_verdict():
+    assert lead(comparison()) is None
+
+
+def test_cost_at_equal_attainment_is_read_from_the_curve_else_from_the_one_setting():
+    curves = {"hpa": curve("hpa", (0.985, 90.0), (0.995, 110.0), (0.9, 200.0))}
+    found = equal_costs(comparison(planner=BETTER, keda=WORSE, curves=curves))
+    assert levels(comparison()) == (0.99, 0.995)
+    assert [cost.gpu_hours for cost in found["hpa"]] == [pytest.approx(100), pytest.approx(110)]
+    assert not found["hpa"][0].at_most
+    assert (found["planner"][0].gpu_hours, found["planner"][0].at_most) == (90, True)
+    assert found["planner"][1].gpu_hours is None
+    assert [cost.gpu_hours for cost in found["keda"]] == [None, None]
+    assert found["hpa"][0].regret is None
+
+
+def test_bills_by_hand():
+    value = comparison(planner=BETTER, price=2.0)
+    theirs, ours = bills(value, price_of(value))
+    assert theirs.run.mean == pytest.approx(200)
+    assert theirs.million_tokens.mean == pytest.approx(50)
+    assert theirs.million_output_tokens.mean == pytest.approx(200)
+    assert theirs.saved is None
+    assert ours.saved.mean == pytest.approx(20)
+    # 36,000 s less one gap between two requests a minute apart
+    hours = value.trace.last_arrival_s / 3600
+    assert ours.month == pytest.approx(180 * HOURS_PER_MONTH / hours)
+
+
+def test_the_configurations_price_wins_over_the_profiles():
+    value = comparison()
+    assert price_of(value) is None
+    listed = replace(value, profile=replace(toy.PROFILE, price_per_gpu_hour_usd=4.0))
+    assert (price_of(listed).usd, price_of(listed).source) == (4.0, "the profile toy")
+    both = replace(listed, config=CompareConfig(run=RunConfig(price_per_gpu_hour_usd=3.0)))
+    assert price_of(both).usd == 3.0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.034, "USD 0.03"),
+        (12.5, "USD 12.50"),
+        (1234.5, "USD 1,234"),
+        (-20, "\N{MINUS SIGN}USD 20.00"),
+    ],
+)
+def test_money_is_read_in_dollars(value, text):
+    assert usd(value) == text

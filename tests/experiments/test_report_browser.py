@@ -1,0 +1,162 @@
+"""The report of a real comparison in a real browser, without any network."""
+
+import re
+import zlib
+
+import pytest
+from rich.console import Console
+
+pytest.importorskip("plotly")
+pytest.importorskip("jinja2")
+
+from envs.workloads import WORKLOADS
+from experiments.compare_command import CompareRequest, compare_to_folder
+from experiments.report.colours import FIXED
+from policies import POLICIES
+from tests.browser import Browser
+from tuner.data import write_trace
+
+RIVALS = tuple(name for name in ("keda", "kpa", "ray-serve") if name in POLICIES)
+CONFIG = """
+seeds: 2
+run: {max_replicas: 8, price_per_gpu_hour_usd: 2.5}
+sweep: {static_counts: [2, 4], hpa_targets: [1000, 2000]}
+"""
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A real simulation of a quarter of an hour, compared and written as `tuner compare` does."""
+    folder = tmp_path_factory.mktemp("browser")
+    write_trace(WORKLOADS["deepseek-r1-day"](0.25, 3, 2.0), folder / "load.parquet")
+    (folder / "compare.yaml").write_text(CONFIG, encoding="utf-8")
+    request = CompareRequest(
+        trace=folder / "load.parquet",
+        profile="deepseek-r1-8xh200-sglang",
+        policies=("static", "hpa", *RIVALS),
+        out=folder / "out",
+        config=folder / "compare.yaml",
+        jobs=1,
+    )
+    comparison = compare_to_folder(request, console=Console(quiet=True))
+    return comparison, folder / "out" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    with Browser(tmp_path_factory.mktemp("chromium")) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def opened(browser, report):
+    """The page, shown once; each test leaves it as it found it."""
+    browser.open(report[1])
+    return browser
+
+
+def drawn(browser, plot):
+    """Names of the traces that a plot draws."""
+    return browser.value(f'document.getElementById("plot-{plot}").data.map((trace) => trace.name)')
+
+
+def titles(browser):
+    """Titles of the panels of the timelines."""
+    notes = 'document.getElementById("plot-timelines").layout.annotations'
+    return browser.value(f"{notes}.map((note) => note.text)")
+
+
+def stroke(browser):
+    """Colour of the lines of hpa, as the browser paints them."""
+    return browser.value(
+        """[...document.querySelectorAll("#plot-frontier .trace")]
+           .map((trace) => trace.querySelector(".js-line"))
+           .map((line) => line && getComputedStyle(line).stroke).filter(Boolean)"""
+    )
+
+
+def test_plots_are_drawn_without_a_complaint_or_a_request(opened, report):
+    assert opened.complaints() == []
+    assert opened.requests() == [report[1].resolve().as_uri()]
+    for name in ("static", "hpa", *RIVALS):
+        assert name in drawn(opened, "frontier")
+    # What plotly was given is one thing; that there are marks and lines to be seen is another.
+    assert opened.value("document.querySelectorAll('#plot-frontier path.point').length") > 8
+    assert opened.value("document.querySelectorAll('#plot-timelines .js-line').length") > 8
+    assert opened.value("document.querySelectorAll('.chips .swatch').length") >= 4
+
+
+def test_a_box_hides_and_shows_its_policy(opened):
+    box = """document.querySelector('.chips[data-plot="timelines"] input[value="hpa"]')"""
+    assert "Replicas of hpa" in titles(opened)
+    opened.value(f"{box}.click()")
+    assert "Replicas of hpa" not in titles(opened)
+    assert "hpa" not in drawn(opened, "timelines")
+    assert "hpa" in drawn(opened, "frontier")
+    opened.value(f"{ALL}.click()")
+    assert {f"Replicas of {name}" for name in ("static", "hpa", *RIVALS)} < set(titles(opened))
+    opened.value(f"{USUAL}.click()")
+    assert "Replicas of hpa" in titles(opened)
+    assert opened.complaints() == []
+
+
+ALL = """document.querySelector('.chips[data-plot="timelines"] [value="all"]')"""
+USUAL = """document.querySelector('.chips[data-plot="timelines"] [value="usual"]')"""
+RANGE = """document.getElementById("plot-timelines").layout.xaxis.range"""
+
+
+def test_a_link_to_the_worst_minutes_zooms_the_timelines_there(opened):
+    whole = opened.value(RANGE)
+    link = opened.value("""({ ...document.querySelector('a[data-plot="timelines"]').dataset })""")
+    box = f"""document.querySelector('.chips[data-plot="timelines"] [value="{link["policy"]}"]')"""
+    opened.value(f"{box}.checked && {box}.click()")
+    opened.value("""document.querySelector('a[data-plot="timelines"]').click()""")
+    assert opened.value(RANGE) == [float(link["from"]), float(link["to"])]
+    assert f"Replicas of {link['policy']}" in titles(opened)
+    opened.scheme("dark")  # a redraw keeps it
+    assert opened.value(RANGE) == [float(link["from"]), float(link["to"])]
+    opened.scheme("light")
+    opened.value(f"{USUAL}.click()")
+    assert opened.value(RANGE) == whole
+
+
+def test_dark_repaints_page_and_plots(opened):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    light = stroke(opened), opened.value(paper)
+    opened.scheme("dark")
+    dark = stroke(opened), opened.value(paper)
+    opened.scheme("light")
+    assert len(light[0]) == len(dark[0]) >= 2
+    assert all(one != other for one, other in zip(light[0], dark[0], strict=True))
+    assert light[1] != dark[1]
+    assert (stroke(opened), opened.value(paper)) == light
+    assert opened.complaints() == []
+
+
+def test_a_phone_scrolls_down_only(opened):
+    opened.resize(390)
+    assert opened.value("document.documentElement.scrollWidth") == 390
+    width = """document.getElementById("plot-timelines").layout.width"""
+    assert opened.value(width) < 390
+    opened.resize(1280)
+
+
+def test_it_prints_light_and_with_its_plots(browser, report):
+    browser.open(report[1], dark=True)
+    pdf = browser.pdf()
+    assert browser.complaints() == []
+    assert 4 <= len(re.findall(rb"/Type\s*/Page\b", pdf)) <= 15
+    drawing = b"".join(
+        zlib.decompressobj().decompress(part)
+        for part in re.findall(rb"/FlateDecode.*?stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
+    )
+    # The colour of a line, as PDF writes shares of red, green and blue.
+    for name in ("static", "hpa", *RIVALS):
+        assert in_pdf(FIXED[name].light) in drawing
+        assert in_pdf(FIXED[name].dark) not in drawing
+
+
+def in_pdf(colour):
+    shares = [int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5)]
+    texts = [f"{share:.4f}".strip("0").rstrip(".") or "0" for share in shares]
+    return f"{' '.join(texts)} RG".encode()
