@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from experiments import equal_attainment
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import RunConfig
 from experiments.readable import (
@@ -293,21 +294,10 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
 def cost_at(points: Sequence[Point], attainment: float) -> float | None:
     """GPU hours at which a rule's curve reaches an attainment; None where it never does.
 
-    Linear between the two nearest points of the lower envelope (no other point serves better for
-    less).
+    See `experiments.equal_attainment.cost_at`.
     """
-    envelope: list[tuple[float, float]] = []
-    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
-        served = point.figures.slo_attainment
-        if not envelope or served > envelope[-1][0]:
-            envelope.append((served, point.figures.gpu_hours))
-    for place, (served, cost) in enumerate(envelope):
-        if served >= attainment:
-            if place == 0:
-                return cost
-            below, cheaper = envelope[place - 1]
-            return cheaper + (cost - cheaper) * (attainment - below) / (served - below)
-    return None
+    pairs = ((point.figures.slo_attainment, point.figures.gpu_hours) for point in points)
+    return equal_attainment.cost_at(pairs, attainment)
 
 
 def _signed_percent(share: float) -> str:

@@ -52,6 +52,13 @@ def command(
             help="YAML: objectives, router, tick, failures, guardrails, sweep, statistics."
         ),
     ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            help="Also find what the cheapest fleet would have cost with the whole load known, and "
+            "each policy's regret: GPU hours over that. About 50 more runs."
+        ),
+    ] = True,
     startup: StartupOption = None,
     jobs: Annotated[
         int | None, typer.Option(help="Runs at once. (default one per core)", min=1)
@@ -93,6 +100,7 @@ def command(
         seeds=seeds,
         train_trace=train_trace,
         baseline=baseline,
+        oracle=oracle,
         startup=startup.value if startup else None,
         jobs=jobs,
         gaps=gaps.value,
