@@ -15,6 +15,7 @@ from experiments.config import CompareConfig
 from experiments.fanout import Watch, fan_out, silent
 from experiments.folder import join_requests, write_ticks
 from experiments.job import Job, RunDigest, Runner, RunTask
+from experiments.oracles import find_oracles
 from experiments.result import Floats
 from experiments.statistics import (
     MIN_BLOCKS,
@@ -70,6 +71,7 @@ def compare(
     overrides: Overrides | None = None,
     train_trace: Trace | None = None,
     baseline: str | None = None,
+    oracle: bool = False,
     jobs: int = 1,
     watch: Watch = silent,
 ) -> Comparison:
@@ -89,6 +91,7 @@ def compare(
         train_trace: what the rules are tuned on; None: `trace` itself, which is hindsight.
         baseline: the policy that the others are measured against; None: hpa, or the first one
             where hpa is not compared.
+        oracle: whether to find what was possible with the load known, in the simulator.
         jobs: processes at once.
         watch: told how far each run is.
 
@@ -140,7 +143,13 @@ def compare(
         for place, name in enumerate(policies)
     }
     outcomes = _outcomes(policies, all_jobs, runs, baseline, config)
-    return Comparison(trace, profile, config, baseline, seeds, outcomes, tuning)
+    oracles = None
+    if oracle:
+        start = tuning.initial_replicas
+        oracles = find_oracles(
+            trace, profile, config, seeds=seeds, initial_replicas=start, jobs=jobs, watch=watch
+        )
+    return Comparison(trace, profile, config, baseline, seeds, outcomes, tuning, oracles)
 
 
 def _outcomes(

@@ -42,6 +42,7 @@ class CompareRequest:
     seeds: int | None = None
     train_trace: Path | None = None
     baseline: str | None = None
+    oracle: bool = True
     startup: StartupName | None = None
     authority: Authority | None = None
     jobs: int | None = None
@@ -75,6 +76,7 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
                 overrides=overrides,
                 train_trace=train,
                 baseline=request.baseline,
+                oracle=request.oracle,
                 jobs=request.jobs or cores(),
                 watch=watch,
             )

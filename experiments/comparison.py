@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from experiments.config import CompareConfig
 from experiments.folder import describe_profile, describe_trace
 from experiments.job import OptionValue, RunDigest
+from experiments.oracles import Oracles, oracles_summary, regret
 from experiments.statistics import Interval
 from experiments.summary import plain
 from experiments.sweep import Sweep
@@ -62,9 +63,18 @@ class Comparison:
     policies: tuple[PolicyOutcome, ...]
     """In the order in which they were asked for."""
     tuning: Tuning
+    oracles: Oracles | None = None
+    """What was possible with the load known; None where nobody asked."""
 
     def __getitem__(self, name: str) -> PolicyOutcome:
         return next(outcome for outcome in self.policies if outcome.name == name)
+
+    def regret(self, outcome: PolicyOutcome) -> float | None:
+        """GPU hours of a policy over those of oracle B at the same attainment, see
+        `experiments.oracles.regret`; None without oracles, too."""
+        if self.oracles is None:
+            return None
+        return regret(outcome.mean("slo_attainment"), outcome.mean("gpu_hours"), self.oracles)
 
     def pinned(self) -> dict[str, str]:
         """Knob that no run could move -> why."""
@@ -77,7 +87,8 @@ def comparison_summary(comparison: Comparison) -> object:
 
     Under `policies`, each figure is the mean over the seeds; `ci95` is the interval of that mean
     over the seeds, `ci95_load` over loads like this one, `[null, null]` where there is none;
-    `per_seed` holds the figures of each run; `difference` is to the baseline.
+    `per_seed` holds the figures of each run; `difference` is to the baseline; `regret` is GPU hours
+    over those of oracle B at the same attainment, null where there is none.
     """
     return plain(
         {
@@ -101,6 +112,7 @@ def comparison_summary(comparison: Comparison) -> object:
                     }
                     if outcome.differences
                     else None,
+                    "regret": comparison.regret(outcome),
                     "policy": outcome.policy,
                     "options": outcome.options,
                 }
@@ -114,6 +126,7 @@ def comparison_summary(comparison: Comparison) -> object:
                 "sweeps": {name: _sweep(s) for name, s in comparison.tuning.sweeps.items()},
                 "curves": {name: _sweep(s) for name, s in comparison.tuning.curves.items()},
             },
+            "oracles": None if comparison.oracles is None else oracles_summary(comparison.oracles),
         }
     )
 

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from experiments.comparison import Comparison, PolicyOutcome
+from experiments.oracles.words import oracle_sentences
 from experiments.readable import figure, shown_interval
 from experiments.summary import METRICS
 from experiments.verdict import Standing, notes, verdicts
@@ -31,6 +32,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(_figures(comparison, comparison.policies[start : start + ACROSS]))
     for sweep in comparison.tuning.sweeps.values():
         console.print(Text(f"{sweep.sentence}."))
+    if comparison.oracles is not None:
+        regrets = {outcome.name: comparison.regret(outcome) for outcome in comparison.policies}
+        for sentence in oracle_sentences(comparison.oracles, regrets):
+            console.print(Text(f"{sentence}."))
     for note in notes(comparison):
         console.print(Text("note: ", style="yellow") + Text(note))
 

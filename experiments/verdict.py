@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from experiments import curves
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import RunConfig
 from experiments.readable import (
@@ -309,27 +310,17 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
 
 
 def cost_at(points: Sequence[Point], attainment: float) -> float | None:
-    """GPU hours at which a rule's curve reaches an attainment; None where it never does.
-
-    Linear between the two nearest points of the `envelope`.
-    """
-    useful = [(p.figures.slo_attainment, p.figures.gpu_hours) for p in envelope(points)]
-    for place, (served, cost) in enumerate(useful):
-        if served >= attainment:
-            if place == 0:
-                return cost
-            below, cheaper = useful[place - 1]
-            return cheaper + (cost - cheaper) * (attainment - below) / (served - below)
-    return None
+    """GPU hours at which a rule's curve reaches an attainment, see `experiments.curves`."""
+    return curves.cost_at(map(_pair, points), attainment)
 
 
 def envelope(points: Sequence[Point]) -> list[Point]:
     """The points worth having, cheapest first: no other one serves as well for less."""
-    useful: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
-        if not useful or point.figures.slo_attainment > useful[-1].figures.slo_attainment:
-            useful.append(point)
-    return useful
+    return curves.envelope(points, _pair)
+
+
+def _pair(point: Point) -> curves.Pair:
+    return point.figures.slo_attainment, point.figures.gpu_hours
 
 
 def _signed_percent(share: float) -> str:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from experiments.equal_attainment import LEVELS
 from experiments.grid.panel import (
-    GOALS,
     Aggregate,
     Case,
     aggregate,
@@ -73,7 +73,7 @@ def findings_of(cases: Sequence[Case]) -> Findings:
         attainment=attainment,
         cost=cost,
         ratios={policy: tuple(ratios[policy] for ratios in by_case) for policy in policies},
-        equal={goal: tuple(equal_attainment(case, goal) for case in cases) for goal in GOALS},
+        equal={goal: tuple(equal_attainment(case, goal) for case in cases) for goal in LEVELS},
     )
 
 

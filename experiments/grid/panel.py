@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from experiments.curves import cost_at
 from experiments.result import Floats
 from experiments.statistics import Interval
 
@@ -26,8 +27,6 @@ MIN_SCENARIOS = 5
 """With fewer scenarios, drawing them anew says nothing."""
 RATIOS = np.geomspace(1.0, 3.0, 101)
 """Costs, in those of the cheapest, at which profiles are drawn."""
-GOALS = (0.99, 0.995)
-"""Attainments at which costs are compared."""
 
 
 @dataclass(frozen=True)
@@ -150,27 +149,10 @@ def equal_attainment(case: Case, goal: float) -> dict[str, float]:
     found = {}
     for policy, curve in case.summary["tuning"]["curves"].items():
         points = [(p["slo_attainment"], p["gpu_hours"]) for p in curve["points"]]
-        cost = cost_on(points, goal)
+        cost = cost_at(points, goal)
         if cost is not None:
             found[policy] = cost
     return found
-
-
-def cost_on(points: Sequence[tuple[float, float]], attainment: float) -> float | None:
-    """GPU hours at which a curve of (attainment, GPU hours) reaches an attainment; None where it
-    never does. Linear between neighbours of its lower envelope, of which no other point serves
-    better for less."""
-    envelope: list[tuple[float, float]] = []
-    for served, cost in sorted(points, key=lambda point: (point[1], -point[0])):
-        if not envelope or served > envelope[-1][0]:
-            envelope.append((served, cost))
-    for place, (served, cost) in enumerate(envelope):
-        if served >= attainment:
-            if place == 0:
-                return cost
-            below, cheaper = envelope[place - 1]
-            return cheaper + (cost - cheaper) * (attainment - below) / (served - below)
-    return None
 
 
 def _number(value: float | None) -> float:

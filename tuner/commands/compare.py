@@ -61,6 +61,13 @@ def command(
             help="YAML: objectives, router, tick, failures, guardrails, sweep, statistics."
         ),
     ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            help="Also find what the cheapest fleet would have cost with the whole load known, and "
+            "each policy's regret: GPU hours over that. About 50 more runs."
+        ),
+    ] = True,
     startup: StartupOption = None,
     authority: Annotated[
         AuthorityName | None,
@@ -112,6 +119,7 @@ def command(
         seeds=seeds,
         train_trace=train_trace,
         baseline=baseline,
+        oracle=oracle,
         startup=startup.value if startup else None,
         authority=authority.value if authority else None,
         jobs=jobs,

@@ -3,11 +3,11 @@ import math
 import numpy as np
 import pytest
 
+from experiments.curves import cost_at
 from experiments.grid.findings import findings_of, tables, verdict
 from experiments.grid.panel import (
     Case,
     aggregate,
-    cost_on,
     cost_ratios,
     equal_attainment,
     interquartile_mean,
@@ -95,7 +95,7 @@ def test_nobody_who_reaches_the_goal_leaves_the_run_out():
 )
 def test_cost_on_a_curve(attainment, cost):
     points = [(0.97, 4.0), (0.96, 5.0), (0.985, 6.0), (0.995, 10.0)]
-    assert cost_on(points, attainment) == (None if cost is None else pytest.approx(cost))
+    assert cost_at(points, attainment) == (None if cost is None else pytest.approx(cost))
 
 
 def test_a_grid_in_words_and_tables():
