@@ -23,6 +23,8 @@ class Options:
     def __init__(self, policy: str, given: Mapping[str, OptionValue]) -> None:
         self._policy = policy
         self._known: list[str] = []
+        self.defaults: dict[str, OptionValue] = {}
+        """What a builder has asked for so far -> what holds where it is not given."""
         shared = {key: value for key, value in given.items() if "." not in key}
         own = {
             key.removeprefix(f"{policy}."): value
@@ -34,6 +36,7 @@ class Options:
     def text(self, name: str, default: str) -> str:
         """An option that is any text."""
         self._known.append(name)
+        self.defaults[name] = default
         return str(self._given.get(name, default))
 
     def choice(self, name: str, known: tuple[Choice, ...], default: Choice) -> Choice:
@@ -57,6 +60,7 @@ class Options:
             ConfigError: it is not.
         """
         self._known.append(name)
+        self.defaults[name] = default
         value = self._given.get(name, default)
         try:
             number = float(value)
