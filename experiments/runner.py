@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from experiments.job import Job
 from experiments.result import RunResult
 from experiments.run import run, target_knobs
-from policies import POLICIES, RulePolicy, StaticRule, build_policy
+from policies import POLICIES, OptionValue, RulePolicy, StaticRule, build_policy
 from policies.floor import FloorPolicy
 from tuner.core.knobs import KnobSpace
 from tuner.core.profile import ServingProfile
 from tuner.core.protocols import Policy
 from tuner.core.trace import Trace
 from tuner.data.bundles import read_bundle
+from tuner.guardrails import bounds_alone
 
 
 @dataclass(frozen=True)
@@ -46,9 +47,14 @@ class SimulationRunner:
             config=job.config,
             seed=job.seed,
             fallback=fallback_of(job, knobs),
+            guardrails=None if job.guarded else bounds_alone(),
             settings={**job.options, **trained_from(job.policy)},
             progress=progress,
         )
+
+    def identity(self, policy: str) -> str:
+        """The name of a rule; of a bundle the digest that stands for the whole of it."""
+        return policy if policy in POLICIES else read_bundle(policy).digest
 
     def _policy(self, job: Job, knobs: KnobSpace, profile: ServingProfile) -> Policy:
         config = job.config
@@ -60,11 +66,9 @@ class SimulationRunner:
             profile=profile,
             slo=config.slo,
         )
-        if config.authority != "floor" or config.fallback_target is None:
-            # Without a native rule there is no floor to raise: so are static's sweeps run.
-            return policy
-        native = fallback_of(job, knobs)
-        return FloorPolicy(policy, native, native.rule.memory_size)
+        native = native_of(job, knobs) if config.authority == "floor" else None
+        # Without a native rule there is no floor to raise: so are static's sweeps run.
+        return policy if native is None else FloorPolicy(policy, native, native.rule.memory_size)
 
 
 def trained_from(policy: str) -> dict[str, object]:
@@ -77,12 +81,21 @@ def trained_from(policy: str) -> dict[str, object]:
         "trained on sha256": manifest.digests.trace,
         "trained with": manifest.profile,
         "steps": manifest.steps,
+        "simulated hours": manifest.steps * float(str(manifest.codec["tick_s"])) / 3600,
     }
 
 
-def fallback_of(job: Job, knobs: KnobSpace) -> RulePolicy:
-    """HPA on output tokens/s at the job's target; without a target, nobody: settings are held."""
+def fallback_of(job: Job, knobs: KnobSpace) -> Policy:
+    """The native rule; without one, or where no guardrail can hand over to it, nobody: settings
+    are held."""
+    native = native_of(job, knobs) if job.guarded else None
+    return native or RulePolicy("hold", StaticRule({}))
+
+
+def native_of(job: Job, knobs: KnobSpace) -> RulePolicy | None:
+    """HPA on output tokens/s at the job's target; None without a target."""
     target = job.config.fallback_target
     if target is None:
-        return RulePolicy("hold", StaticRule({}))
-    return build_policy("hpa", {"target": target}, knobs, tick_s=job.config.tick_s)
+        return None
+    options: dict[str, OptionValue] = {**job.fallback, "target": target}
+    return build_policy("hpa", options, knobs, tick_s=job.config.tick_s)

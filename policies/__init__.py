@@ -105,6 +105,7 @@ __all__ = [
     "HpaRule",
     "LearnedRule",
     "Load",
+    "OptionValue",
     "Options",
     "Parameter",
     "Rule",

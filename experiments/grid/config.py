@@ -13,7 +13,7 @@ from envs.workloads import WORKLOADS
 from envs.workloads.deepseek_r1_day import NAME as DAY
 from experiments.config import Authority, CompareConfig, compare_mistakes
 from experiments.grid.world import Burst, generated, of_unit, scaled, with_cold_start
-from experiments.job import OptionValue
+from policies.options import OptionValue
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode, treat_gaps
 from tuner.core.profile import ServingProfile
