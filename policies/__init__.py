@@ -9,7 +9,18 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import aibrix_apa, aibrix_kpa, hpa, static, wva_v1, wva_v2
+from policies import (
+    aibrix_apa,
+    aibrix_kpa,
+    hpa,
+    keda,
+    kpa,
+    ray_serve,
+    schedule,
+    static,
+    wva_v1,
+    wva_v2,
+)
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -26,6 +37,10 @@ POLICIES: dict[str, Entry] = {
     "aibrix-apa": aibrix_apa.ENTRY,
     "aibrix-kpa": aibrix_kpa.ENTRY,
     "hpa": hpa.ENTRY,
+    "keda": keda.ENTRY,
+    "kpa": kpa.ENTRY,
+    "ray-serve": ray_serve.ENTRY,
+    "schedule": schedule.ENTRY,
     "static": static.ENTRY,
     "wva-v1": wva_v1.ENTRY,
     "wva-v2": wva_v2.ENTRY,

@@ -24,9 +24,9 @@ from typing import Protocol
 
 import numpy as np
 
+from policies.entries import GRID_SLACK_S
 from policies.entry import Load, Parameter, Target
 from policies.hpa import HpaRule
-from policies.hpa_behavior import GRID_SLACK_S
 from policies.hpa_metrics import status_replicas
 from policies.hpa_spec import HpaConfig, MetricSpec
 from policies.options import Options
