@@ -19,12 +19,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
-from math import ceil, isfinite
+from math import isfinite
 from typing import Literal, Protocol
 
 import numpy as np
 
-from policies.entries import Entries
+from policies.entries import Entries, places
+from policies.hpa_metrics import measured
+from policies.hpa_spec import MetricSpec
 from policies.options import Options
 from policies.rule import RuleResult, replica_bounds
 from tuner.core.errors import ConfigError
@@ -44,6 +46,8 @@ DOWN_RATE = 2.0
 STABLE_WINDOW_S = 180.0
 COOLDOWN_S = 300.0
 """Of scale-downs; scale-ups have none."""
+SHORTEST_WINDOW_S = 1.0
+"""AIBrix counts in whole seconds."""
 LONGEST_WINDOW_S = 3600.0
 """Longest window offered here: a window is remembered sample by sample."""
 RESYNC_S = 10.0
@@ -54,37 +58,40 @@ RESYNC_S = 10.0
 class Metric:
     """What is looked at, and the target of one replica."""
 
-    name: str
-    target: float
-    """> 0, in the metric's own unit."""
+    spec: MetricSpec
     source: Source
     summed: bool = False
     """A pod source as the sum of its pods in place of their mean; AIBrix has no such thing."""
 
+    @property
+    def target(self) -> float:
+        """> 0, in the metric's own unit."""
+        return self.spec.target
+
     def value(self, now: ObservationArrays) -> FloatArray:
         """`(n,)` the value of this look; NaN where nothing answers."""
         if self.source == "external":
-            value, pods = now.column(self.name), np.ones(len(now.at_s))
+            value, pods = measured(self.spec, now), np.ones(len(now.at_s))
         else:
             value, pods = self._pods(now)
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             mean = value / pods
         return np.where(np.isfinite(mean), value if self.summed else mean, np.nan)
 
     def _pods(self, now: ObservationArrays) -> tuple[FloatArray, FloatArray]:
         """Sum over the pods that answer, and their number."""
-        if self.name in REPLICA_FIELDS:
-            values = now.replicas.values[:, :, REPLICA_FIELDS.index(self.name)]
+        if self.spec.type == "Pods":
+            values = now.replicas.values[:, :, REPLICA_FIELDS.index(self.spec.name)]
             answers = np.isfinite(values)
             return np.where(answers, values, 0.0).sum(axis=1), answers.sum(axis=1).astype(float)
         serving = now.column("ready_replicas") + np.nan_to_num(now.column("draining_replicas"))
-        return now.column(self.name), serving
+        return measured(self.spec, now), serving
 
     @property
     def silence(self) -> str:
         """What to say where nothing answers."""
-        pods = self.source == "pod" and self.name in REPLICA_FIELDS
-        return f"no replica reports {self.name}" if pods else f"no value for {self.name}"
+        name = " + ".join(self.spec.fields)
+        return f"no {'replica reports' if self.spec.type == 'Pods' else 'value for'} {name}"
 
 
 @dataclass(frozen=True)
@@ -100,26 +107,19 @@ class Windows:
     @property
     def size(self) -> int:
         """Numbers per target."""
-        return 2 * (self._places(self.stable_s) + self._places(self.cooldown_s))
+        return 2 * sum(self._places)
 
-    def _places(self, window_s: float) -> int:
-        """Entries younger than the window, and one more for looks that jitter."""
-        return ceil(window_s / self.tick_s) + 1
+    @property
+    def _places(self) -> tuple[int, int]:
+        """Of samples, and of recommendations."""
+        return places(self.stable_s, self.tick_s), places(self.cooldown_s, self.tick_s)
 
     def views(self, memory: FloatArray) -> tuple[Entries, Entries]:
         """Samples and recommendations of `memory (n, size)`, sharing its storage."""
-        samples, recommended = self._places(self.stable_s), self._places(self.cooldown_s)
+        samples, recommended = self._places
         borders = np.cumsum([samples, samples, recommended])
         at_s, value, told_at_s, told = np.split(memory, borders, axis=1)
         return Entries(at_s, value), Entries(told_at_s, told)
-
-
-def average(samples: Entries, at_s: FloatArray, window_s: float) -> FloatArray:
-    """`(n,)` mean of the samples inside the window, NaN without any."""
-    count = samples.younger(at_s, window_s).sum(axis=1)
-    with np.errstate(invalid="ignore"):
-        mean: FloatArray = samples.total(at_s, window_s) / count
-    return mean
 
 
 def cooled(
@@ -195,7 +195,7 @@ class AibrixRule:
         memory = memory.copy()
         samples, recommended = self.windows.views(memory)
         decides = (n > 0) & ~np.isnan(value)
-        samples.put(decides, samples.oldest(), now.at_s, value)
+        samples.add(decides, now.at_s, value)
         found = self.algorithm.recommend(self.metric, samples, now.at_s, n)
         wanted = np.clip(found.replicas, low, high)
         to = cooled(
@@ -206,7 +206,7 @@ class AibrixRule:
             wanted,
             hpa_style=self.hpa_style,
         )
-        recommended.put(decides, recommended.oldest(), now.at_s, wanted)
+        recommended.add(decides, now.at_s, wanted)
         settings = np.full(now.settings.shape, np.nan)
         settings[:, column] = np.where(decides, to, np.nan)
 
@@ -260,15 +260,15 @@ def metric_of(options: Options, policy: str, *, source: Source, name: str, targe
         ConfigError: the source has no such metric, or the target is not above 0.
     """
     known = FIELD_NAMES if source == "external" else (*REPLICA_FIELDS, *SHARED)
-    found = options.text("metric", name)
-    if found not in known:
-        near = get_close_matches(found, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"{policy}: '{found}' is no metric of source {source}; {hint}")
-    value = options.number("target", target)
-    if not value > 0:
-        raise ConfigError(f"{policy}: target is {value:g}; expected a number above 0")
-    return Metric(found, value, source)
+    given = options.text("metric", name)
+    for field in given.split("+") if source == "external" else [given]:
+        if field.strip() not in known:
+            near = get_close_matches(field, known, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+            raise ConfigError(f"{policy}: '{field}' is no metric of source {source}; {hint}")
+    pods = source == "pod" and given in REPLICA_FIELDS
+    value = options.above("target", target)
+    return Metric(MetricSpec(given, value, "Pods" if pods else "External"), source)
 
 
 def windows_of(options: Options, policy: str, tick_s: float) -> Windows:
@@ -279,17 +279,11 @@ def windows_of(options: Options, policy: str, tick_s: float) -> Windows:
     """
     if not (isfinite(tick_s) and tick_s > 0):
         raise ConfigError(f"{policy}: the time between two ticks is {tick_s} s; expected above 0")
-    stable_s = options.number("window_s", STABLE_WINDOW_S)
-    cooldown_s = options.number("cooldown_s", COOLDOWN_S)
-    if not 0 < stable_s <= LONGEST_WINDOW_S:
-        raise ConfigError(
-            f"{policy}: window_s is {stable_s:g}; expected above 0, at most {LONGEST_WINDOW_S:.0f}"
-        )
-    if not 0 <= cooldown_s <= LONGEST_WINDOW_S:
-        raise ConfigError(
-            f"{policy}: cooldown_s is {cooldown_s:g}; expected 0 to {LONGEST_WINDOW_S:.0f}"
-        )
-    return Windows(stable_s, cooldown_s, tick_s)
+    return Windows(
+        options.span("window_s", STABLE_WINDOW_S, LONGEST_WINDOW_S, SHORTEST_WINDOW_S),
+        options.span("cooldown_s", COOLDOWN_S, LONGEST_WINDOW_S),
+        tick_s,
+    )
 
 
 def tolerance_of(options: Options, policy: str) -> float:

@@ -21,7 +21,6 @@ from policies.aibrix import (
     AibrixRule,
     Metric,
     Recommendation,
-    average,
     metric_of,
     tolerance_of,
     windows_of,
@@ -49,7 +48,7 @@ class Apa:
     def recommend(
         self, metric: Metric, samples: Entries, at_s: FloatArray, n: FloatArray
     ) -> Recommendation:
-        mean = average(samples, at_s, self.window_s)
+        mean = samples.mean(at_s, self.window_s)
         ratio = mean / metric.target
         need = n * ratio
         up, down = ratio > 1.0 + self.tolerance, ratio < 1.0 - self.tolerance
@@ -58,7 +57,7 @@ class Apa:
         replicas = np.where(down, np.maximum(raw, np.floor(n / DOWN_RATE)), replicas)
 
         def why(row: int) -> str:
-            seen = f"{amount((metric.name,), float(mean[row]))} each over {self.window_s:g} s"
+            seen = f"{amount(metric.spec, float(mean[row]))} each over {self.window_s:g} s"
             target = f"target {figure(metric.target)}"
             if not (up[row] or down[row]):
                 target = f"within {100 * self.tolerance:.3g} % of the {target}"

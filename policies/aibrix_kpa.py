@@ -18,6 +18,7 @@ import numpy as np
 from policies.aibrix import (
     DOWN_RATE,
     RESYNC_S,
+    SHORTEST_WINDOW_S,
     STABLE_WINDOW_S,
     TOLERANCE,
     UP_RATE,
@@ -25,7 +26,6 @@ from policies.aibrix import (
     Metric,
     Recommendation,
     Source,
-    average,
     metric_of,
     tolerance_of,
     windows_of,
@@ -36,7 +36,6 @@ from policies.hpa import DEFAULT_METRIC, DEFAULT_TARGET
 from policies.hpa_words import amount
 from policies.options import Options
 from policies.rule import RulePolicy
-from tuner.core.errors import ConfigError
 from tuner.core.figures import figure
 from tuner.core.protocols import BoolArray, FloatArray
 
@@ -62,8 +61,8 @@ class Kpa:
     def recommend(
         self, metric: Metric, samples: Entries, at_s: FloatArray, n: FloatArray
     ) -> Recommendation:
-        stable = average(samples, at_s, self.stable_window_s)
-        short = average(samples, at_s, self.panic_window_s)
+        stable = samples.mean(at_s, self.stable_window_s)
+        short = samples.mean(at_s, self.panic_window_s)
         with np.errstate(divide="ignore", invalid="ignore"):
             panic = (stable <= 0) | (short / stable > self.panic_threshold)
         long_asks, short_asks = self._asks(metric, n, stable), self._asks(metric, n, short)
@@ -71,7 +70,7 @@ class Kpa:
         most, least = np.maximum(1.0, np.ceil(UP_RATE * n)), np.floor(n / DOWN_RATE)
 
         def why(row: int) -> str:
-            seen = amount((metric.name,), float(stable[row]))
+            seen = amount(metric.spec, float(stable[row]))
             words = f"{seen} over {self.stable_window_s:g} s, target {figure(metric.target)} each"
             if panic[row]:
                 words += f"; panic: {figure(float(short[row]))} over {self.panic_window_s:g} s"
@@ -112,19 +111,15 @@ def build(options: Options, target: Target) -> RulePolicy:
     kpa = Kpa(
         tolerance=tolerance_of(options, NAME),
         stable_window_s=windows.stable_s,
-        panic_window_s=options.number("panic_window_s", min(PANIC_WINDOW_S, windows.stable_s)),
-        panic_threshold=options.number("panic_threshold", PANIC_THRESHOLD),
+        panic_window_s=options.span(
+            "panic_window_s",
+            min(PANIC_WINDOW_S, windows.stable_s),
+            windows.stable_s,
+            SHORTEST_WINDOW_S,
+        ),
+        panic_threshold=options.above("panic_threshold", PANIC_THRESHOLD),
         total_based=total_based,
     )
-    if not 0 < kpa.panic_window_s <= kpa.stable_window_s:
-        raise ConfigError(
-            f"{NAME}: panic_window_s is {kpa.panic_window_s:g}; expected above 0, at most window_s "
-            f"({kpa.stable_window_s:g})"
-        )
-    if not kpa.panic_threshold > 0:
-        raise ConfigError(
-            f"{NAME}: panic_threshold is {kpa.panic_threshold:g}; expected a number above 0"
-        )
     options.finish()
     return RulePolicy(NAME, AibrixRule(replace(metric, summed=total_based), kpa, windows))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -81,17 +80,17 @@ def _metric(metric: MetricSpec, answer: MetricAnswer, config: HpaConfig, row: in
         measured = f"{metric.name} is {figure(usage)} each on {replicas(over)} that report"
         ratio = usage / metric.target
     elif metric.target_type == "Value":
-        measured = amount(metric.fields, usage)
+        measured = amount(metric, usage)
         # Within the tolerance HPA does not look at how many are ready.
         measured += "" if np.isnan(over) else f" with {replicas(over)} ready"
         target = f"{target} for all together"
         ratio = usage / metric.target
     elif over > 0:
-        measured = f"{amount(metric.fields, usage)} over {replicas(over)} is {figure(usage / over)}"
+        measured = f"{amount(metric, usage)} over {replicas(over)} is {figure(usage / over)}"
         measured += " each" if over > 1 else ""
         ratio = usage / over / metric.target
     else:
-        measured, ratio = f"{amount(metric.fields, usage)} and no replica yet", 1.0
+        measured, ratio = f"{amount(metric, usage)} and no replica yet", 1.0
         target = f"{target} each"
     guessed = int(answer.guessed[row])
     if guessed:
@@ -103,12 +102,12 @@ def _metric(metric: MetricSpec, answer: MetricAnswer, config: HpaConfig, row: in
     return f"{measured}, target {target}: {asks}"
 
 
-def amount(fields: Sequence[str], value: float) -> str:
+def amount(metric: MetricSpec, value: float) -> str:
     """A measurement with its name; a rate reads as one."""
-    if all(name.endswith("_per_s") for name in fields):
-        rates = [name.removesuffix("_per_s").replace("_", " ") for name in fields]
+    if all(name.endswith("_per_s") for name in metric.fields):
+        rates = [name.removesuffix("_per_s").replace("_", " ") for name in metric.fields]
         return f"{figure(value)} {' + '.join(rates)}/s"
-    return f"{' + '.join(fields)} {figure(value)}"
+    return f"{' + '.join(metric.fields)} {figure(value)}"
 
 
 def replicas(count: float) -> str:

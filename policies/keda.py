@@ -238,7 +238,7 @@ class KedaWords:
             return f"no value for {name}, which counts as 0"
         value = float(self.reading.value[row])
         side = "above" if self.switch.active[row] else "not above"
-        seen = amount(self.config.trigger.fields, value)
+        seen = amount(self.config.trigger, value)
         return f"{seen} is {side} {figure(self.config.activation)}"
 
     def _switched(self, row: int) -> str:

@@ -164,7 +164,8 @@ class WvaRule:
             if not told[row]:
                 said += f"{', so the last word stands' * bool(due[row])}: {gauge[row]:.0f}"
             elif gauge[row] != found.wanted[row]:
-                said += f", at most {high:.0f} allowed"
+                end = "most" if gauge[row] < found.wanted[row] else "least"
+                said += f", at {end} {gauge[row]:.0f} allowed"
             return said + applied.why(row)
 
         return RuleResult(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 
 from policies import RulePolicy, build_policy
 from policies.aibrix import cooled
-from policies.hpa_behavior import Entries
+from policies.entries import Entries
 from tests.policies.test_contract import observations
 from tests.policies.test_hpa import KNOBS, NOW_S, observation, pods
 from tuner.core.decision import Proposal
@@ -186,6 +186,12 @@ def test_kpa_asks_both_windows(variant, looks, expected):
     assert replicas(policy, *looks) == expected
 
 
+def test_kpa_takes_a_sum_of_fields():
+    policy = built("aibrix-kpa", metric="running+queue_depth", target=10.0)
+    assert replicas(policy, observation(4, running=40.0, queue_depth=8.0)) == 5
+    assert replicas(policy, observation(4, running=40.0)) is None
+
+
 @pytest.mark.parametrize(
     ("variant", "expected"),
     [
@@ -210,13 +216,13 @@ def test_kpa_goes_down_in_panic():
     [
         ("aibrix-apa", {"metric": "runing"}, "'runing' is no metric of source pod; did you mean"),
         ("aibrix-apa", {"metric": "ttft_p99_s"}, "no metric of source pod; known: running"),
-        ("aibrix-apa", {"target": 0}, "target is 0; expected a number above 0"),
+        ("aibrix-apa", {"target": 0}, "target is 0; expected above 0"),
         ("aibrix-apa", {"tolerance": -1}, "tolerance is -1; expected 0 or more"),
-        ("aibrix-apa", {"window_s": 0}, "window_s is 0; expected above 0, at most 3600"),
-        ("aibrix-apa", {"cooldown_s": 4000}, "cooldown_s is 4000; expected 0 to 3600"),
+        ("aibrix-apa", {"window_s": 0}, "window_s is 0 s; expected 1 to 3,600"),
+        ("aibrix-apa", {"cooldown_s": 4000}, "cooldown_s is 4,000 s; expected 0 to 3,600"),
         ("aibrix-apa", {"variant": "hpa"}, "variant is 'hpa'; expected one of as-written, hpa-"),
-        ("aibrix-kpa", {"panic_window_s": 200}, "panic_window_s is 200; .* at most window_s"),
-        ("aibrix-kpa", {"panic_threshold": 0}, "panic_threshold is 0; expected a number above 0"),
+        ("aibrix-kpa", {"panic_window_s": 200}, "panic_window_s is 200 s; expected 1 to 180"),
+        ("aibrix-kpa", {"panic_threshold": 0}, "panic_threshold is 0; expected above 0"),
         (
             "aibrix-kpa",
             {"panic_windw_s": 3},

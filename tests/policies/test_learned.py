@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from policies import LearnedRule, build_policy
+from policies import POLICIES, LearnedRule, build_policy
 from policies.rule import RulePolicy, empty_memory
 from tests.envs import worlds
 from tests.policies import bundles
@@ -187,7 +187,7 @@ REFUSED: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     ),
     "an unknown base rule": (
         lambda d: d["base"].update(policy="crystal_ball"),
-        "base.policy is 'crystal_ball'; expected one of ",
+        f"base.policy is 'crystal_ball'; expected one of {', '.join(POLICIES)}",
     ),
     "an unknown option of the base rule": (
         lambda d: d["base"]["options"].update(targt=3.0),
@@ -232,7 +232,9 @@ def test_refuses_a_network_that_answers_no_number(tmp_path: Path) -> None:
 def test_refuses_a_bundle_whose_base_rule_is_itself(tmp_path: Path) -> None:
     itself = str(tmp_path / "small-1.2.3")
     path = bundles.write(tmp_path, change=lambda d: d["base"].update(policy=itself, options={}))
-    with pytest.raises(BundleError, match=r"base\.policy is .*; expected one of"):
+    with pytest.raises(
+        BundleError, match=f"base.policy is .*; expected one of {', '.join(POLICIES)}"
+    ):
         build(path)
 
 

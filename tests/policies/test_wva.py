@@ -25,6 +25,7 @@ from tuner.core.decision import Proposal
 from tuner.core.errors import ConfigError
 from tuner.core.history import History
 from tuner.core.observation import Observation, ObservationArrays, ReplicaObservation, ReplicaState
+from tuner.knobs import knob_space
 
 READY, STARTING, DRAINING = ReplicaState.READY, ReplicaState.STARTING, ReplicaState.DRAINING
 SYNC_S = 15.0
@@ -419,6 +420,14 @@ LATER = {"at_s": NOW_S + SYNC_S}
 )  # fmt: skip
 def test_the_words_are_those_of_the_numbers(name, options, looks, words):
     assert run(built(name, **options), *looks)[-1].why == words
+
+
+def test_the_words_know_the_lower_bound_of_the_knob():
+    knobs = knob_space(replicas=(4, 8))
+    policy = build_policy("wva-v2", {"kv_tokens": 1e5}, knobs, tick_s=SYNC_S)
+    proposal = policy.propose(History(knobs).observed(fleet(*[(0.20, 0)] * 5, **INPUT)))
+    words = "at most 70 % of 2 replicas of 80,000 tokens: 2, at least 4 allowed, held at 5 by hpa"
+    assert words in proposal.why
 
 
 @pytest.mark.parametrize("apply", ["hpa", "direct"])

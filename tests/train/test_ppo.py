@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from envs.randomise import RandomiseConfig
-from policies import LearnedRule, build_policy
+from policies import POLICIES, LearnedRule, build_policy
 from tests.envs import worlds
 from tests.train.worlds import CONFIG, config, inputs, trained
 from tuner.core.errors import ConfigError, TraceError
@@ -282,7 +282,7 @@ def test_refuses_an_update_of_a_single_transition(tmp_path: Path) -> None:
 
 def test_refuses_a_bundle_as_base_rule(first: Path, tmp_path: Path) -> None:
     on_bundle = ppo.replace(CONFIG, base=ppo.replace(CONFIG.base, policy=str(first), options={}))
-    with pytest.raises(ConfigError, match="a folder; expected hpa, static"):
+    with pytest.raises(ConfigError, match=f"a folder; expected {', '.join(POLICIES)}"):
         trained(tmp_path / "x-1.0.0", on_bundle)
 
 
