@@ -51,7 +51,7 @@ FIXED: Mapping[str, Colour] = {
 
 OTHERS: tuple[Colour, ...] = (
     Colour("#ea5d5b", "#cc6d4b", "star", "solid"),
-    Colour("#9377fe", "#db8ed0", "star-diamond", "dot"),
+    Colour("#9377fe", "#db8ed0", "star-diamond", "longdash"),
     Colour("#2e3801", "#d8e175", "hexagram", "dash"),
     Colour("#56309f", "#6c65c6", "star-square", "dash"),
 )

@@ -64,8 +64,8 @@ def command(
     First the count of static and the target of hpa are found by a sweep, then
     every policy runs with every seed. The numbers do not depend on --jobs.
 
-    Writes DIR/report.html, DIR/summary.json, DIR/requests.parquet,
-    DIR/ticks.parquet and DIR/run.json.
+    Writes DIR/report.html, DIR/report.md, DIR/summary.json,
+    DIR/requests.parquet, DIR/ticks.parquet and DIR/run.json.
 
     Examples:
 
