@@ -7,14 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
+from experiments.cells import Cells
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig
-from experiments.fanout import Watch, fan_out, silent
+from experiments.digest import RunDigest
+from experiments.fanout import Watch, silent
 from experiments.folder import join_requests, write_ticks
-from experiments.job import Job, RunDigest, Runner, RunTask
+from experiments.job import Job, Runner, RunTask
 from experiments.result import Floats
 from experiments.statistics import (
     MIN_BLOCKS,
@@ -26,7 +29,9 @@ from experiments.statistics import (
 )
 from experiments.summary import METRICS
 from experiments.sweep import FIRST_SEED
-from experiments.tuning import Bench, Overrides, tune, tuned_job
+from experiments.tuned import Tuned
+from experiments.tuning import tune, tuned_job
+from experiments.workbench import Bench, Overrides
 from tuner.core.errors import ConfigError
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
@@ -72,6 +77,8 @@ def compare(
     baseline: str | None = None,
     jobs: int = 1,
     watch: Watch = silent,
+    tuned: Mapping[str, Tuned] | None = None,
+    cells: Cells | None = None,
 ) -> Comparison:
     """Tunes the rules, runs every policy with every seed, and says how they compare.
 
@@ -84,13 +91,15 @@ def compare(
         folder: an existing folder, for the tables.
         config: everything that steers the comparison.
         runner: does one run.
-        overrides: options of policies; `static: replicas` and `hpa: target` take the place of
-            their sweeps.
+        overrides: options of policies; the count of static and the dial of any other rule take
+            the place of its search.
         train_trace: what the rules are tuned on; None: `trace` itself, which is hindsight.
         baseline: the policy that the others are measured against; None: hpa, or the first one
             where hpa is not compared.
         jobs: processes at once.
         watch: told how far each run is.
+        tuned: policy -> what was found for it before, in place of its search.
+        cells: where finished runs are kept and found again; None: nowhere beyond this call.
 
     Raises:
         InputError: the baseline or an override names a policy that is not compared, or a policy
@@ -102,9 +111,25 @@ def compare(
         raise ConfigError(
             f"baseline {baseline!r} is not compared; compared are {', '.join(policies)}"
         )
-    bench = Bench(profile, config, runner, overrides or {}, jobs, watch)
-    bench.check(policies)
-    tuning = tune(bench, policies, trace, train_trace)
+    with TemporaryDirectory(prefix=".cells.", dir=folder) as own:
+        bench = Bench(
+            profile, config, runner, overrides or {}, cells or Cells(Path(own)), jobs, watch
+        )
+        bench.check(policies)
+        return _compared(bench, policies, folder, trace, train_trace, baseline, tuned)
+
+
+def _compared(
+    bench: Bench,
+    policies: Mapping[str, str],
+    folder: Path,
+    trace: Trace,
+    train_trace: Trace | None,
+    baseline: str,
+    tuned: Mapping[str, Tuned] | None,
+) -> Comparison:
+    config = bench.config
+    tuning = tune(bench, policies, trace, train_trace, tuned)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
     all_jobs = [
         tuned_job(bench, tuning, name, spec, seed)
@@ -112,25 +137,26 @@ def compare(
         for seed in seeds
     ]
     for job in all_jobs:
-        watch(f"{job.name}, seed {job.seed}", 0.0)
-    parts = [folder / f"requests-{place}.part" for place in range(len(all_jobs))]
-    digests = fan_out(
+        bench.watch(f"{job.name}, seed {job.seed}", 0.0)
+    digests = bench.cells.run(
         [
             RunTask(
-                runner=runner,
+                runner=bench.runner,
                 trace=trace,
-                profile=profile,
+                profile=bench.profile,
                 job=job,
                 label=f"{job.name}, seed {job.seed}",
                 block_s=config.statistics.block_s,
-                requests_file=part,
             )
-            for job, part in zip(all_jobs, parts, strict=True)
+            for job in all_jobs
         ],
-        jobs,
-        watch,
+        bench.jobs,
+        bench.watch,
     )
-    join_requests(parts, folder / "requests.parquet")
+    join_requests(
+        [((run.policy, run.seed), run.requests_file) for run in digests if run.requests_file],
+        folder / "requests.parquet",
+    )
     write_ticks(
         folder / "ticks.parquet",
         [((run.policy, run.seed), run.ticks) for run in digests if run.ticks is not None],
@@ -140,7 +166,7 @@ def compare(
         for place, name in enumerate(policies)
     }
     outcomes = _outcomes(policies, all_jobs, runs, baseline, config)
-    return Comparison(trace, profile, config, baseline, seeds, outcomes, tuning)
+    return Comparison(trace, bench.profile, config, baseline, seeds, outcomes, tuning)
 
 
 def _outcomes(

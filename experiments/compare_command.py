@@ -15,13 +15,12 @@ from experiments.comparison import Comparison, comparison_summary
 from experiments.config import CompareConfig, compare_mistakes, load_compare_config
 from experiments.fanout import cores
 from experiments.folder import provenance, result_folder, write_json
-from experiments.job import OptionValue
 from experiments.load import read_load
 from experiments.progress import run_progress
 from experiments.report import require_report_extra, write_markdown, write_report
 from experiments.runner import SimulationRunner
 from experiments.simulate import parse_options
-from policies import POLICIES
+from policies import POLICIES, OptionValue
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.data import load_profile

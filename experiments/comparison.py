@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from experiments.config import CompareConfig
+from experiments.digest import RunDigest
 from experiments.folder import describe_profile, describe_trace
-from experiments.job import OptionValue, RunDigest
+from experiments.search import Search
 from experiments.statistics import Interval
 from experiments.summary import plain
 from experiments.sweep import Sweep
 from experiments.tuning import Tuning
+from policies import OptionValue
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 
@@ -112,6 +114,7 @@ def comparison_summary(comparison: Comparison) -> object:
                 "initial_replicas": comparison.tuning.initial_replicas,
                 "fallback_target": comparison.tuning.fallback_target,
                 "sweeps": {name: _sweep(s) for name, s in comparison.tuning.sweeps.items()},
+                "searches": {n: _search(s) for n, s in comparison.tuning.searches.items()},
                 "curves": {name: _sweep(s) for name, s in comparison.tuning.curves.items()},
             },
         }
@@ -127,6 +130,18 @@ def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, object]:
             for name, estimate in estimates.items()
             if estimate.ci95_load is not None
         },
+    }
+
+
+def _search(search: Search) -> dict[str, object]:
+    return {
+        "trace": search.trace,
+        "hindsight": search.hindsight,
+        "budget": search.budget,
+        "simulated_s": search.simulated_s,
+        "reached_goal": search.reached,
+        "chosen": search.chosen.options,
+        "trials": [{"options": trial.options, **asdict(trial.figures)} for trial in search.trials],
     }
 
 

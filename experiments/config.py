@@ -22,6 +22,7 @@ from tuner.knobs import KNOBS
 LARGEST_JITTER = 2.0
 LONGEST_TICK_S = 86_400.0
 MOST_REPLICAS = 10_000
+MOST_TRIALS = 10_000
 """Beyond these a value is a slip, and a simulation of it would take the machine down."""
 Router = Literal["round_robin", "least_pending", "least_loaded"]
 
@@ -91,7 +92,7 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """How the count of static and the target of hpa are found."""
+    """How the rules come by their settings."""
 
     __pydantic_config__: ClassVar[Mapping[str, str]] = {"extra": "forbid"}
 
@@ -100,9 +101,13 @@ class SweepConfig:
     cheapest is taken. 0.99 is what such fleets commonly promise."""
     static_counts: tuple[int, ...] = ()
     """Replica counts to try; empty: narrowed down from 1..max_replicas, and its neighbours."""
+    trials: int = 24
+    """Settings of each rule that are tried, the rule as shipped among them: the same budget for all
+    rules. Eight walk the dial, sixteen turn everything else too."""
     hpa_targets: tuple[float, ...] = ()
-    """Output tokens/s per replica to try; empty: a grid around the load of one replica of the best
-    static fleet, then refined around the best."""
+    """Output tokens/s per replica that hpa is tried with in place of a search; empty: it is
+    searched as any rule. Training tries its base rule with them, or with a grid around the load of
+    one replica of the best static fleet, refined around the best."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +207,8 @@ def compare_mistakes(config: CompareConfig) -> Iterator[str]:
     yield from run_mistakes(config.run, "run.")
     if config.seeds < 1:
         yield f"seeds is {config.seeds}; expected at least 1"
+    if not 1 <= config.sweep.trials <= MOST_TRIALS:
+        yield f"sweep.trials is {config.sweep.trials}; expected 1 to {MOST_TRIALS:,}"
     if not 0 < config.sweep.goal <= 1:
         yield f"sweep.goal is {config.sweep.goal}; expected a share above 0, at most 1"
     for index, count in enumerate(config.sweep.static_counts):

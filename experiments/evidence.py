@@ -9,7 +9,7 @@ seed draws another reconstruction, and policy and rule meet the same ones.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -47,7 +47,7 @@ from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 from tuner.data import load_profile
 from tuner.data.bundles import read_bundle
-from tuner.guardrails.max_delta import DEFAULT_STEPS, Step
+from tuner.guardrails import bounds_alone
 
 MOST_REQUESTS = 5_000_000
 """Of one replay; of a longer log the newest part is replayed. A minute on one core or two."""
@@ -159,17 +159,19 @@ class ReplayTask:
         target, tick_s = self.target, self.config.tick_s
         rule = build_policy(target.fallback, target.fallback_options, self.knobs, tick_s=tick_s)
         if self.policy == "rule":
-            policy, config = rule, unhindered(self.config)
+            # Nobody clamps the rule of today.
+            policy, guardrails = rule, bounds_alone()
         else:
             policy = build_policy(target.policy, target.policy_options, self.knobs, tick_s=tick_s)
-            config = self.config
+            guardrails = self.config.guardrails.build()
         result = run(
             rebuilt(self.load, self.seed),
             self.profile,
             policy,
-            config=config,
+            config=self.config,
             seed=self.seed,
             fallback=rule,
+            guardrails=guardrails,
             knobs=self.knobs,
             progress=progress,
         )
@@ -248,15 +250,6 @@ def _run_config(target: TargetConfig, knobs: KnobSpace, ticks: Sequence[SeenTick
         initial_replicas=min(max(start, replicas.low), replicas.high),
         guardrails=GuardrailConfig(max_age_s=target.max_age_s, steps=target.steps),
     )
-
-
-def unhindered(config: RunConfig) -> RunConfig:
-    """The same, with the steps that the fallback may take: nobody clamps the rule of today."""
-    steps = {
-        name: Step(up=step.fallback_up, down=step.fallback_down)
-        for name, step in {**DEFAULT_STEPS, **config.guardrails.steps}.items()
-    }
-    return replace(config, guardrails=replace(config.guardrails, steps=steps))
 
 
 def _prediction(

@@ -134,8 +134,8 @@ def write_simulation(
         run: content of `run.json`, see `provenance`.
     """
     with result_folder(out) as folder:
-        write_requests(folder / "requests.parquet", result.requests)
-        write_ticks(folder / "ticks.parquet", [(None, result.ticks)])
+        (folder / "requests.parquet").write_bytes(parquet_bytes(requests_table(result.requests)))
+        (folder / "ticks.parquet").write_bytes(parquet_bytes(ticks_table(result.ticks)))
         write_json(folder / "run.json", run)
         write_json(folder / "summary.json", simulation_summary(result, slo))
 
@@ -144,43 +144,47 @@ RunKey = tuple[str, int]
 """Policy and seed."""
 
 
-def write_requests(path: Path, requests: RequestTable, key: RunKey | None = None) -> None:
-    """The requests of one run as Parquet."""
-    columns = {name: getattr(requests, name) for name in REQUEST_COLUMNS}
-    table = _keyed(pa.table(columns), key)
-    pq.write_table(table, path, **_encoding(table.schema))
+def requests_table(requests: RequestTable) -> pa.Table:
+    """The requests of one run."""
+    return pa.table({name: getattr(requests, name) for name in REQUEST_COLUMNS})
 
 
-def join_requests(parts: Iterable[Path], path: Path) -> None:
-    """The parts one after the other as one file, a row group at a time; parts are removed."""
+def ticks_table(ticks: TickTable) -> pa.Table:
+    """The ticks of one run."""
+    return pa.table({field.name: pa.array(getattr(ticks, field.name)) for field in fields(ticks)})
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """The table as a Parquet file."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, **_encoding(table.schema))
+    return bytes(sink.getvalue())
+
+
+def join_requests(parts: Iterable[tuple[RunKey, Path]], path: Path) -> None:
+    """The requests of several runs one after the other as one file, a row group at a time."""
     writer: pq.ParquetWriter | None = None
     try:
-        for part in parts:
+        for key, part in parts:
             with pq.ParquetFile(part) as source:
-                if writer is None:
-                    schema = source.schema_arrow
-                    writer = pq.ParquetWriter(path, schema, **_encoding(schema))
                 for group in range(source.num_row_groups):
-                    writer.write_table(source.read_row_group(group))
-            part.unlink()
+                    table = _keyed(source.read_row_group(group), key)
+                    if writer is None:
+                        writer = pq.ParquetWriter(path, table.schema, **_encoding(table.schema))
+                    writer.write_table(table)
     finally:
         if writer is not None:
             writer.close()
 
 
-def write_ticks(path: Path, runs: Iterable[tuple[RunKey | None, TickTable]]) -> None:
+def write_ticks(path: Path, runs: Iterable[tuple[RunKey, TickTable]]) -> None:
     """The ticks of some runs as Parquet."""
-    tables = []
-    for key, ticks in runs:
-        columns = {field.name: pa.array(getattr(ticks, field.name)) for field in fields(ticks)}
-        tables.append(_keyed(pa.table(columns), key))
+    tables = [_keyed(ticks_table(ticks), key) for key, ticks in runs]
     pq.write_table(pa.concat_tables(tables), path, compression="zstd")
 
 
-def _keyed(table: pa.Table, key: RunKey | None) -> pa.Table:
+def _keyed(table: pa.Table, key: RunKey) -> pa.Table:
     """The table with policy and seed in front."""
-    if key is None:
-        return table
     policy, seed = key
     rows = table.num_rows
     names = pa.DictionaryArray.from_arrays(pa.array(np.zeros(rows, np.int32)), pa.array([policy]))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
-from experiments.job import RunDigest
+from experiments.digest import RunDigest
 from experiments.statistics import seeds_interval
 
 HOURS_PER_MONTH = 730.5

@@ -12,7 +12,7 @@ from experiments.result import RequestTable, RunResult, TickTable
 from tuner.control.loop import ticks
 from tuner.core.audit import MemoryAudit
 from tuner.core.clock import VirtualClock
-from tuner.core.decision import Decision
+from tuner.core.decision import Decision, Guardrails
 from tuner.core.history import History
 from tuner.core.knobs import KnobSettings, KnobSpace
 from tuner.core.observation import Observation
@@ -52,6 +52,7 @@ def run(
     config: RunConfig,
     seed: int,
     fallback: Policy,
+    guardrails: Guardrails | None = None,
     knobs: KnobSpace | None = None,
     initial: Mapping[str, int] | None = None,
     settings: Mapping[str, object] | None = None,
@@ -66,6 +67,7 @@ def run(
         config: objectives, tick, guardrails and bounds.
         seed: of cold starts and jitter; the same seed gives the same bits.
         fallback: who decides where a guardrail trips.
+        guardrails: what stands between proposal and cluster; None: those of `config`.
         knobs: of the target; None: what the profile models, up to `config.max_replicas`.
         initial: settings in force at the first arrival; knobs left out take their default.
         settings: the policy's parameters, for the report.
@@ -99,7 +101,7 @@ def run(
         clock,
         History(knobs),
         policy,
-        config.guardrails.build(),
+        guardrails or config.guardrails.build(),
         fallback,
         audit,
         "simulate",

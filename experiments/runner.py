@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from experiments.job import Job
 from experiments.result import RunResult
 from experiments.run import run, target_knobs
-from policies import POLICIES, RulePolicy, StaticRule, build_policy
+from policies import POLICIES, OptionValue, RulePolicy, StaticRule, build_policy
 from tuner.core.knobs import KnobSpace
 from tuner.core.profile import ServingProfile
 from tuner.core.protocols import Policy
 from tuner.core.trace import Trace
 from tuner.data.bundles import read_bundle
+from tuner.guardrails import bounds_alone
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ class SimulationRunner:
             config=job.config,
             seed=job.seed,
             fallback=fallback_of(job, knobs),
+            guardrails=None if job.guarded else bounds_alone(),
             settings={**job.options, **trained_from(job.policy)},
             progress=progress,
         )
+
+    def identity(self, policy: str) -> str:
+        """The name of a rule; of a bundle the digest that stands for the whole of it."""
+        return policy if policy in POLICIES else read_bundle(policy).digest
 
     def _policy(self, job: Job, knobs: KnobSpace, profile: ServingProfile) -> Policy:
         config = job.config
@@ -71,12 +77,15 @@ def trained_from(policy: str) -> dict[str, object]:
         "trained on sha256": manifest.digests.trace,
         "trained with": manifest.profile,
         "steps": manifest.steps,
+        "simulated hours": manifest.steps * float(str(manifest.codec["tick_s"])) / 3600,
     }
 
 
 def fallback_of(job: Job, knobs: KnobSpace) -> Policy:
-    """HPA on output tokens/s at the job's target; without a target, nobody: settings are held."""
+    """HPA on output tokens/s at the job's target; without a target, or where no guardrail can hand
+    over to it, nobody: settings are held."""
     target = job.config.fallback_target
-    if target is None:
+    if target is None or not job.guarded:
         return RulePolicy("hold", StaticRule({}))
-    return build_policy("hpa", {"target": target}, knobs, tick_s=job.config.tick_s)
+    options: dict[str, OptionValue] = {**job.fallback, "target": target}
+    return build_policy("hpa", options, knobs, tick_s=job.config.tick_s)

@@ -16,11 +16,12 @@ from rich.table import Table
 from envs.config import FailureConfig
 from experiments.config import MOST_REPLICAS, Router, RunConfig, run_mistakes
 from experiments.folder import provenance, refuse_file, write_simulation
-from experiments.job import Job, OptionValue
+from experiments.job import Job
 from experiments.load import read_load
 from experiments.result import RunResult
 from experiments.runner import SimulationRunner
 from experiments.summary import METRICS, figures_of
+from policies import OptionValue
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.data import load_profile

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -156,6 +156,16 @@ def figures_of(result: RunResult, slo: Slo) -> Figures:
         clamps=result.clamps,
         trips=result.trips,
     )
+
+
+def figures_from(values: Mapping[str, Any]) -> Figures:
+    """Figures as JSON or YAML holds them: null is NaN.
+
+    Raises:
+        TypeError: a figure is missing, or one is not known.
+    """
+    known: dict[str, Any] = {k: math.nan if v is None else v for k, v in values.items()}
+    return Figures(**known)
 
 
 def _percentiles(values: Floats) -> tuple[float, float]:

@@ -1,10 +1,10 @@
-"""Tuning the rules: the count of static and the target of hpa, found by trying them.
+"""One option of a rule, tried over its range: what each further GPU hour buys.
 
-A rule is only as good as its setting, so a comparison tunes it on the training trace, and keeps
-every point it tried: together they are the curve of cost against attainment that a policy has to
-beat. Of the settings that reach the goal the cheapest is taken. All points run one seed, which is
-none of those that policies are compared on; the points of a round do not depend on the number of
-processes, so neither does the outcome.
+Every point is kept: together they are the curve of cost against attainment that a policy has to
+beat. So the count of static is found, the target of the rule that training begins from, and the
+curve of any rule over its dial. Of the settings that reach the goal the cheapest is taken. All
+points run one seed, which is none of those that policies are compared on; the points of a round do
+not depend on the number of processes, so neither does the outcome.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from experiments.config import SweepConfig
 from experiments.readable import figure, percent
 from experiments.summary import Figures
+from policies import Parameter
 
 SEED = 0
 """Seed of every point; comparisons start at FIRST_SEED."""
@@ -120,7 +121,7 @@ def sweep_hpa(attempt: Try, config: SweepConfig, around: float) -> Sweep:
         tried.all(config.hpa_targets)
         return _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
     first, last = -GRID_BELOW, GRID_ABOVE
-    tried.all([_rounded(around * GRID**step) for step in range(first, last + 1)])
+    tried.all([rounded(around * GRID**step) for step in range(first, last + 1)])
     for _ in range(EXTENSIONS):
         best = _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
         if not best.reached:
@@ -129,16 +130,49 @@ def sweep_hpa(attempt: Try, config: SweepConfig, around: float) -> Sweep:
             steps, last = range(last + 1, last + 4), last + 3
         else:
             break
-        tried.all([_rounded(around * GRID**step) for step in steps])
+        tried.all([rounded(around * GRID**step) for step in steps])
     best = _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
     beyond = [point.value for point in tried.points if point.value > best.chosen.value]
     if best.reached and beyond:
         step = (beyond[0] / best.chosen.value) ** 0.25
-        tried.all([_rounded(best.chosen.value * step**quarter) for quarter in (1, 2, 3)])
+        tried.all([rounded(best.chosen.value * step**quarter) for quarter in (1, 2, 3)])
     return _choose("hpa", "target", _HPA_UNIT, tried.points, config.goal)
 
 
 _HPA_UNIT = "output tokens/s per replica"
+
+
+CURVE = 3
+"""Points of a curve to either side of the tuned value."""
+
+
+def curve_values(dial: Parameter, tuned: float) -> list[float]:
+    """Values of a rule's dial to try around the tuned one, which is among them, in order.
+
+    They lie close together near it, where costs are compared, and reach to both ends of the range,
+    where the rule wastes or fails; where it is an end itself, all lie on the other side.
+    """
+    ends = [end for end in (min(dial.low, tuned), max(dial.high, tuned)) if end != tuned]
+    steps = 2 * CURVE // max(len(ends), 1)
+    values = {tuned}
+    for end in ends:
+        for step in range(1, steps + 1):
+            value = towards(tuned, end, (step / steps) ** 2, dial.log)
+            shown = float(round(value)) if dial.whole else rounded(value)
+            values.add(min(max(shown, min(end, tuned)), max(end, tuned)))
+    return sorted(values)
+
+
+def towards(start: float, end: float, share: float, log: bool) -> float:
+    """The value at a share (0-1) of the way, by ratio where that is what counts."""
+    if log:
+        return start * float((end / start) ** share)
+    return start + (end - start) * share
+
+
+def curve_of(policy: str, dial: Parameter, points: Sequence[Point], goal: float) -> Sweep:
+    """The curve of a rule over its dial, points in the order of the value."""
+    return _choose(policy, dial.name, dial.unit, points, goal)
 
 
 class _Tried:
@@ -170,7 +204,8 @@ def _choose(policy: str, option: str, unit: str, points: Sequence[Point], goal: 
     return Sweep(policy, option, unit, goal, tuple(points), chosen, bool(good))
 
 
-def _rounded(value: float) -> float:
+def rounded(value: float) -> float:
     """To three digits: what a person would write into a file."""
-    digits = 2 - math.floor(math.log10(value))
-    return round(value, digits)
+    if value == 0:
+        return 0.0
+    return round(value, 2 - math.floor(math.log10(abs(value))))

@@ -8,8 +8,9 @@ prices a miss. What the configuration states is left as it is.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,6 +18,7 @@ from rich.console import Console
 
 from envs.config import EnvConfig
 from envs.reward import RewardWeights
+from experiments.cells import Cells
 from experiments.config import CompareConfig, RunConfig, SweepConfig, compare_mistakes
 from experiments.fanout import cores
 from experiments.folder import git_commit, versions
@@ -25,7 +27,7 @@ from experiments.progress import run_progress
 from experiments.run import target_knobs
 from experiments.runner import SimulationRunner
 from experiments.sweep import Sweep
-from experiments.tuning import Bench, tune
+from experiments.workbench import Bench
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.core.profile import ServingProfile
@@ -195,21 +197,25 @@ def _found_by_sweep(
     """The fleet and the target that meet the goal at the least cost on the training trace."""
     given = file.train.base.options.get("target")
     overrides = {} if given is None else {"hpa": {"target": given}}
-    with run_progress(console) as watch:
+    with run_progress(console) as watch, TemporaryDirectory() as cells:
         bench = Bench(
             profile=profile,
-            config=CompareConfig(run=replace(file.run, initial_replicas=None), sweep=file.sweep),
+            config=CompareConfig(run=file.run, sweep=file.sweep),
             runner=SimulationRunner(),
             given=overrides,
+            cells=Cells(Path(cells)),
             jobs=jobs,
             watch=watch,
+            native=False,
         )
         bench.check({"hpa": "hpa"})
-        tuning = tune(bench, {"hpa": "hpa"}, trace, None)
-    for sweep in tuning.sweeps.values():
-        console.print(sweep.sentence, highlight=False)
-    target = given if tuning.fallback_target is None else tuning.fallback_target
-    count, most = tuning.initial_replicas, file.run.max_replicas
+        static, _ = bench.static(trace, "tuning")
+        count, most = int(static.chosen.value), file.run.max_replicas
+        base = bench.hpa(trace, "tuning", count) if given is None else None
+    for sweep in (static, base):
+        if sweep is not None:
+            console.print(sweep.sentence, highlight=False)
+    target = file.run.fallback_target or given or (base and base.chosen.value)
     return _Found(
         target=float(target or 0.0),
         reference_replicas=float(count),
@@ -217,7 +223,7 @@ def _found_by_sweep(
             max(1, round(STARTS[0] * count)),
             min(most, max(round(STARTS[1] * count), 2)),
         ),
-        stability=miss_price(tuning.sweeps.get("hpa"), trace, count),
+        stability=miss_price(base, trace, count),
     )
 
 

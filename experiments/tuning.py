@@ -1,24 +1,23 @@
-"""Tuning the rules of a comparison, before anything is compared."""
+"""Tuning the rules of a comparison, before anything is compared.
+
+Comparing with an untuned rule is no result. So on the training trace the count of static is
+narrowed down, which gives the load that one replica carries; around that load every other rule is
+searched, all with one budget. Then each rule's curve is drawn on the compared trace.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from difflib import get_close_matches
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-import numpy as np
-
-from experiments.config import CompareConfig, RunConfig
-from experiments.fanout import Watch, fan_out
-from experiments.job import Job, OptionValue, Runner, RunTask
-from experiments.summary import Figures
-from experiments.sweep import SEED, Sweep, sweep_hpa, sweep_static
-from tuner.core.errors import ConfigError
-from tuner.core.profile import ServingProfile
+from experiments.job import Job
+from experiments.search import Search, Searching, Space
+from experiments.sweep import SEED, Sweep
+from experiments.tuned import Tuned
+from experiments.workbench import STATIC, STATIC_BEST, Bench, Overrides
+from policies import POLICIES, Load, OptionValue
 from tuner.core.trace import Trace
-
-Overrides = Mapping[str, Mapping[str, OptionValue]]
-"""Policy -> option -> value."""
+from tuner.train.digests import trace_digest
 
 
 @dataclass(frozen=True)
@@ -30,164 +29,151 @@ class Tuning:
     hindsight: bool
     """Whether that is the very trace they are compared on."""
     sweeps: Mapping[str, Sweep]
-    """Policy -> its sweep there; a policy whose setting was given has none."""
+    """Policy -> its sweep there, where one option was tried over its range: static's count."""
     curves: Mapping[str, Sweep]
-    """Policy -> the same sweep on the compared trace: what cost buys there, with hindsight."""
+    """Policy -> its dial on the compared trace, everything else as tuned: what cost buys there,
+    with hindsight."""
     initial_replicas: int
     """Count that every policy but static started with."""
     fallback_target: float | None
     """Output tokens/s per replica of the fallback; None: no run has a fallback that scales."""
-
-
-@dataclass(frozen=True)
-class Bench:
-    """What all runs of a comparison share."""
-
-    profile: ServingProfile
-    config: CompareConfig
-    runner: Runner
-    given: Overrides
-    """Options that the user set; they win over what a sweep finds."""
-    jobs: int
-    watch: Watch
-
-    def options(self, name: str) -> dict[str, OptionValue]:
-        """The options that the user set for a policy."""
-        return dict(self.given.get(name, {}))
-
-    def check(self, policies: Mapping[str, str]) -> None:
-        """Tries what can be known before any run.
-
-        Raises:
-            InputError: an option belongs to no policy here, or a policy cannot be built.
-        """
-        known = dict.fromkeys((*policies, "static", "hpa"))
-        for name in self.given:
-            if name not in known:
-                near = get_close_matches(name, known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"policies: {', '.join(known)}"
-                raise ConfigError(f"--set {name}: no such policy is compared; {hint}")
-        count = self.options("static").get("replicas", 1)
-        if not isinstance(count, int) or not 1 <= count <= self.config.run.max_replicas:
-            raise ConfigError(
-                f"--set static.replicas={count}: expected a whole number from 1 to "
-                f"run.max_replicas ({self.config.run.max_replicas})"
-            )
-        hpa = self.options("hpa")
-        target = hpa.get("target", 1.0)
-        if isinstance(target, str) or not target > 0:
-            raise ConfigError(f"--set hpa.target={target}: expected a number above 0")
-        if hpa.keys() & {"metric", "target_type"} and "target" not in hpa:
-            raise ConfigError(
-                "--set hpa: the sweep looks for output tokens/s per replica; "
-                "with another metric or target type, give hpa.target too"
-            )
-        for name, spec in policies.items():
-            run = self.run(initial=int(count), fallback_target=float(target))
-            self.runner.check(self.profile, Job(spec, name, self.options(name), run, SEED))
-
-    def run(self, *, initial: int, fallback_target: float | None) -> RunConfig:
-        """The configuration of a run, with what the sweeps found filled in."""
-        return replace(self.config.run, initial_replicas=initial, fallback_target=fallback_target)
-
-    def static(self, trace: Trace, what: str) -> Sweep:
-        """The sweep of static on a trace."""
-
-        def attempt(values: Sequence[float]) -> list[Figures]:
-            options = self.options("static")
-            jobs = [
-                Job(
-                    "static",
-                    "static",
-                    {**options, "replicas": int(value)},
-                    self.run(initial=int(value), fallback_target=None),
-                    SEED,
-                )
-                for value in values
-            ]
-            return self._figures(trace, jobs, [f"{what}: static {value:g}" for value in values])
-
-        return sweep_static(attempt, self.config.sweep, self.config.run.max_replicas)
-
-    def hpa(self, trace: Trace, what: str, start: int) -> Sweep:
-        """The sweep of hpa on a trace, from `start` replicas."""
-
-        def attempt(values: Sequence[float]) -> list[Figures]:
-            options = self.options("hpa")
-            jobs = [
-                Job(
-                    "hpa",
-                    "hpa",
-                    {**options, "target": value},
-                    self.run(initial=start, fallback_target=value),
-                    SEED,
-                )
-                for value in values
-            ]
-            return self._figures(trace, jobs, [f"{what}: hpa {value:g}" for value in values])
-
-        tokens = float(trace.output_tokens.sum(dtype=np.int64))
-        # A trace of one moment has no rate: a tick stands in, and the grid moves on from there.
-        span_s = max(trace.last_arrival_s, self.config.run.tick_s)
-        return sweep_hpa(attempt, self.config.sweep, around=tokens / span_s / start)
-
-    def _figures(self, trace: Trace, jobs: Sequence[Job], labels: Sequence[str]) -> list[Figures]:
-        tasks = [
-            RunTask(self.runner, trace, self.profile, job, label)
-            for job, label in zip(jobs, labels, strict=True)
-        ]
-        return [digest.figures for digest in fan_out(tasks, self.jobs, self.watch)]
+    searches: Mapping[str, Search] = field(default_factory=dict)
+    """Policy -> everything that was tried for it."""
+    fallback: Mapping[str, OptionValue] = field(default_factory=dict)
+    """Options of the fallback beside its target."""
+    options: Overrides = field(default_factory=dict)
+    """Policy -> what tuning found for it."""
 
 
 def tune(
-    bench: Bench, policies: Mapping[str, str], trace: Trace, train_trace: Trace | None
+    bench: Bench,
+    policies: Mapping[str, str],
+    trace: Trace,
+    train_trace: Trace | None,
+    tuned: Mapping[str, Tuned] | None = None,
 ) -> Tuning:
-    """Sweeps what the policies need and nobody gave.
+    """Finds the settings that nobody gave.
 
-    Static's count is also the count that the others start with, and hpa's target is the
-    fallback's; so both are swept where a policy other than the rule itself needs them.
+    Static's count is also the count that the others start with, and hpa's options are the
+    fallback's of learned policies; so both are tuned where another policy needs them.
+
+    Args:
+        bench: what the runs share.
+        policies: name in tables -> what to build.
+        trace: the load that is compared.
+        train_trace: the load to tune on; None: the compared one.
+        tuned: policy -> what `tuner tune` found for it; takes the place of its search.
     """
-    run, specs = bench.config.run, set(policies.values())
+    tuned = tuned or {}
     train = trace if train_trace is None else train_trace
-    sweeps: dict[str, Sweep] = {}
-    curves: dict[str, Sweep] = {}
+    count, load, sweeps, curves = _static(bench, policies, trace, train)
+    start = bench.config.run.initial_replicas or count
+    found: dict[str, dict[str, OptionValue]] = {}
+    if "static" in sweeps:
+        found[STATIC] = {"replicas": int(curves["static"].chosen.value)}
+        found[STATIC_BEST] = {"replicas": int(sweeps["static"].chosen.value)}
 
-    if "replicas" in bench.options("static"):
-        count = int(bench.options("static")["replicas"])
-    elif "static" in specs or run.initial_replicas is None:
-        sweeps["static"] = bench.static(train, "tuning")
-        curves["static"] = sweeps["static"] if train is trace else bench.static(trace, "curve")
-        count = int(sweeps["static"].chosen.value)
-    else:
-        count = run.initial_replicas
-    start = count if run.initial_replicas is None else run.initial_replicas
-
-    target = bench.options("hpa").get("target")
-    alone = specs == {"static"}
-    if target is None and ("hpa" in specs or (run.fallback_target is None and not alone)):
+    rules = _to_tune(bench, policies)
+    if "hpa" in rules and bench.config.sweep.hpa_targets and "hpa" not in tuned:
         sweeps["hpa"] = bench.hpa(train, "tuning", start)
         curves["hpa"] = sweeps["hpa"] if train is trace else bench.hpa(trace, "curve", start)
-        target = sweeps["hpa"].chosen.value
-    if run.fallback_target is not None:
-        target = run.fallback_target
+        found["hpa"] = {"target": sweeps["hpa"].chosen.value}
+        del rules["hpa"]
+    searches: dict[str, Search] = {}
+    if rules:
+        if load is None:
+            load = bench.counts(train, "tuning", [count])[0].load
+        assert load is not None
+        spaces = {name: bench.space(name, spec, load) for name, spec in rules.items()}
+        searches = _searched(bench, spaces, train, trace, start, tuned)
+        for name, search in searches.items():
+            found[name] = {**spaces[name].shipped, **search.chosen.options}
+        curves.update(bench.curves(trace, start, found, spaces))
+
+    target, fallback = _fallback(bench, found)
     return Tuning(
         trace=train.name,
         hindsight=train is trace,
         sweeps=sweeps,
         curves=curves,
         initial_replicas=start,
-        fallback_target=None if target is None else float(target),
+        fallback_target=target,
+        searches=searches,
+        fallback=fallback,
+        options=found,
     )
 
 
+def _static(
+    bench: Bench, policies: Mapping[str, str], trace: Trace, train: Trace
+) -> tuple[int, Load | None, dict[str, Sweep], dict[str, Sweep]]:
+    """The count to start with, and if that takes a sweep: load, sweeps and curves."""
+    given = bench.options(STATIC).get("replicas")
+    start = bench.config.run.initial_replicas
+    asked = any(
+        "replicas" not in bench.options(name)
+        for name in (STATIC, STATIC_BEST)
+        if name in policies.values()
+    )
+    if not asked and (given is not None or start is not None):
+        return int(given or start or 1), None, {}, {}
+    sweep, load = bench.static(train, "tuning")
+    curve = sweep if train is trace else bench.static(trace, "curve")[0]
+    return int(given or sweep.chosen.value), load, {STATIC: sweep}, {STATIC: curve}
+
+
+def _to_tune(bench: Bench, policies: Mapping[str, str]) -> dict[str, str]:
+    """Policy -> what to build, for each rule whose dial nobody has set; hpa too where it is the
+    fallback of a learned policy."""
+    rules = {name: spec for name, spec in policies.items() if spec in POLICIES}
+    if len(rules) < len(policies) and bench.config.run.fallback_target is None:
+        rules.setdefault("hpa", "hpa")
+    return {
+        name: spec
+        for name, spec in rules.items()
+        if spec not in (STATIC, STATIC_BEST) and not bench.is_set(name, spec)
+    }
+
+
+def _searched(
+    bench: Bench,
+    spaces: Mapping[str, Space],
+    train: Trace,
+    trace: Trace,
+    start: int,
+    tuned: Mapping[str, Tuned],
+) -> dict[str, Search]:
+    """What was found for each rule, by a search here or by one before."""
+    sweep = bench.config.sweep
+    searchings = {
+        name: Searching(space, trials=sweep.trials, goal=sweep.goal, seed=SEED)
+        for name, space in spaces.items()
+        if name not in tuned
+    }
+    bench.search(train, start, searchings)
+    compared = trace_digest(trace)
+    return {
+        name: tuned[name].search(compared)
+        if name in tuned
+        else searchings[name].result(train, hindsight=train is trace)
+        for name in spaces
+    }
+
+
+def _fallback(bench: Bench, found: Overrides) -> tuple[float | None, Mapping[str, OptionValue]]:
+    """Target and other options of the fallback: what was found for hpa, unless one was given."""
+    stated = bench.config.run.fallback_target
+    if stated is not None:
+        return stated, {}
+    options = {**found.get("hpa", {}), **bench.options("hpa")}
+    target = options.pop("target", None)
+    return (None, {}) if target is None else (float(target), options)
+
+
 def tuned_job(bench: Bench, tuning: Tuning, name: str, spec: str, seed: int) -> Job:
-    """A policy's job with what the sweeps found, where the user gave nothing else."""
-    options, initial = bench.options(name), tuning.initial_replicas
-    if spec in tuning.sweeps:
-        sweep = tuning.sweeps[spec]
-        whole = sweep.option == "replicas"
-        options.setdefault(sweep.option, int(sweep.chosen.value) if whole else sweep.chosen.value)
-    if spec == "static":
+    """A policy's job with what tuning found, where the user gave nothing else."""
+    options = {**tuning.options.get(name, {}), **bench.options(name)}
+    initial = tuning.initial_replicas
+    if spec in (STATIC, STATIC_BEST):
         initial = int(options["replicas"])
-    run = bench.run(initial=initial, fallback_target=tuning.fallback_target)
-    return Job(spec, name, options, run, seed)
+    return bench.job(name, spec, options, initial, seed, tuning.fallback_target, tuning.fallback)

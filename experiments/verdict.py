@@ -18,6 +18,8 @@ from experiments.readable import (
 )
 from experiments.statistics import MIN_BLOCKS
 from experiments.sweep import Point
+from experiments.workbench import STATIC
+from policies import POLICIES
 from tuner.train.digests import trace_digest
 
 EVEN_ATTAINMENT = 0.0005
@@ -54,11 +56,11 @@ class Verdict:
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
-    """Every policy but the baseline against it, in the order of the comparison."""
+    """Every policy but baseline and bounds against the baseline, in the comparison's order."""
     return [
         _verdict(comparison, outcome)
         for outcome in comparison.policies
-        if outcome.name != comparison.baseline
+        if outcome.name not in (comparison.baseline, *BOUNDS)
     ]
 
 
@@ -85,18 +87,56 @@ def _missed_goals(comparison: Comparison) -> Iterator[str]:
 
 
 def _tuning_notes(comparison: Comparison) -> Iterator[str]:
+    """What the rules were tuned on, with which budget, and how they ran."""
     tuning = comparison.tuning
-    if not tuning.sweeps:
-        return
-    rules = listed(list(tuning.sweeps))
-    were = "was" if len(tuning.sweeps) == 1 else "were"
-    if tuning.hindsight:
+    tuned_on: dict[str, list[str]] = {}
+    hindsight = [STATIC] if STATIC in tuning.sweeps else []
+    for name, sweep in tuning.sweeps.items():
+        if name != STATIC:
+            (hindsight if tuning.hindsight else tuned_on.setdefault(tuning.trace, [])).append(
+                sweep.policy
+            )
+    for name, search in tuning.searches.items():
+        (hindsight if search.hindsight else tuned_on.setdefault(search.trace, [])).append(name)
+    if hindsight:
         yield (
-            f"{rules} {were} tuned on the very load that is compared here. That is hindsight: on "
-            "a load nobody has seen yet a rule does worse. --train-trace tunes on another one."
+            f"{_were(hindsight)} tuned on the very load that is compared here. That is "
+            "hindsight: on a load nobody has seen yet a rule does worse."
+            + (" --train-trace tunes on another one." if tuning.hindsight else "")
         )
-    else:
-        yield f"{rules} {were} tuned on {tuning.trace}, not on the load that is compared here."
+    for trace, names in tuned_on.items():
+        yield f"{_were(names)} tuned on {trace}, not on the load that is compared here."
+    yield from _budget_notes(comparison)
+    rules = {o.name: POLICIES[o.policy] for o in comparison.policies if o.policy in POLICIES}
+    if rules:
+        tick_s = comparison.config.run.tick_s
+        periods = (f"{name} {entry.tick_s or tick_s:g} s" for name, entry in rules.items())
+        yield (
+            f"Rules ran at their own periods ({', '.join(periods)}) and under the bounds of the "
+            "knobs alone: how far a rule steps and what it does without data is part of the rule. "
+            f"Learned policies run every {tick_s:g} s, under every guardrail."
+        )
+
+
+def _were(names: Sequence[str]) -> str:
+    return f"{listed(names)} {'was' if len(names) == 1 else 'were'}"
+
+
+def _budget_notes(comparison: Comparison) -> Iterator[str]:
+    """What was spent on each side, in simulated hours."""
+    budgets: dict[tuple[int, float], list[str]] = {}
+    for name, search in comparison.tuning.searches.items():
+        budgets.setdefault((search.budget, search.simulated_s), []).append(name)
+    for (trials, simulated_s), names in budgets.items():
+        each = " each" if len(names) > 1 else ""
+        yield (
+            f"{_were(names)} tuned in {trials} trials, {simulated_s / 3600:,.1f} simulated "
+            f"hours{each}."
+        )
+    for outcome in comparison.policies:
+        learned = outcome.runs[0].settings.get("simulated hours")
+        if isinstance(learned, int | float):
+            yield f"{outcome.name} was trained in {learned:,.1f} simulated hours."
 
 
 def _training_notes(comparison: Comparison) -> Iterator[str]:

@@ -82,6 +82,7 @@ __all__ = [
     "HpaRule",
     "LearnedRule",
     "Load",
+    "OptionValue",
     "Options",
     "Parameter",
     "Rule",

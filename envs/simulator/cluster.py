@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from envs.config import FailureConfig, ScrapeConfig
@@ -141,16 +143,19 @@ class SimulatedCluster:
 
 
 def _replicas(seen: ObservationArrays) -> tuple[ReplicaObservation, ...]:
-    replicas = seen.replicas
-    found = []
-    for slot in np.flatnonzero(replicas.state[0] >= 0):
-        values = [None if np.isnan(v) else float(v) for v in replicas.values[0, slot]]
-        found.append(
-            ReplicaObservation(
-                name=f"replica-{slot}",
-                state=REPLICA_STATES[replicas.state[0, slot]],
-                age_s=float(replicas.age_s[0, slot]),
-                **dict(zip(REPLICA_FIELDS, values, strict=True)),
-            )
+    # Plain numbers before the loop: one by one out of an array they take five times as long.
+    state, age_s = seen.replicas.state[0].tolist(), seen.replicas.age_s[0].tolist()
+    values = seen.replicas.values[0].tolist()
+    return tuple(
+        ReplicaObservation(
+            name=f"replica-{slot}",
+            state=REPLICA_STATES[code],
+            age_s=age_s[slot],
+            **{
+                name: None if math.isnan(value) else value
+                for name, value in zip(REPLICA_FIELDS, values[slot], strict=True)
+            },
         )
-    return tuple(found)
+        for slot, code in enumerate(state)
+        if code >= 0
+    )

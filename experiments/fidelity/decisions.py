@@ -11,15 +11,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from envs.reward import RewardWeights
+from experiments.cells import Cells
 from experiments.config import RunConfig
-from experiments.fanout import Watch, fan_out
-from experiments.job import Job, OptionValue, RunTask
+from experiments.fanout import Watch
+from experiments.job import Job, RunTask
 from experiments.runner import SimulationRunner
 from experiments.summary import Figures
+from policies import OptionValue
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 
@@ -157,11 +161,10 @@ def decisions(study: Study, *, jobs: int, watch: Watch) -> Decisions:
         for number, factors in enumerate(worlds)
         for one in study.candidates
     ]
+    with TemporaryDirectory() as cells:
+        digests = Cells(Path(cells)).run(tasks, jobs, watch)
     span_s = study.trace.last_arrival_s
-    scores = [
-        score(digest.figures, span_s, study.reference, RewardWeights())
-        for digest in fan_out(tasks, jobs, watch)
-    ]
+    scores = [score(digest.figures, span_s, study.reference, RewardWeights()) for digest in digests]
     n = len(study.candidates)
     truth, *others = [tuple(scores[at : at + n]) for at in range(0, len(scores), n)]
     doubles = [

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -8,12 +9,16 @@ from experiments.compare import compare, named_policies
 from experiments.comparison import comparison_summary
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig, SweepConfig
 from experiments.summary import METRICS
+from experiments.tuned import Outcome, Source, Tuned, read_tuned, write_tuned
+from policies import POLICIES
 from tests.experiments import toy
 from tuner.core.errors import ConfigError
 
 RULES = {"static": "static", "hpa": "hpa"}
 CONFIG = CompareConfig(
-    run=RunConfig(max_replicas=8), statistics=StatisticsConfig(block_s=120.0, resamples=200)
+    run=RunConfig(max_replicas=8),
+    sweep=SweepConfig(trials=16),
+    statistics=StatisticsConfig(block_s=120.0, resamples=200),
 )
 
 
@@ -36,10 +41,108 @@ def test_rules_are_tuned_before_they_run(compared):
     assert comparison["static"].options == {"replicas": 3}
     # The toy's hpa is one tick late: for that tick of the surge it has too few replicas, so it
     # keeps more of them than the load asks for.
-    target = comparison["hpa"].options["target"]
-    assert target == comparison.tuning.sweeps["hpa"].chosen.value
-    assert comparison.tuning.fallback_target == target
-    assert comparison.tuning.curves == comparison.tuning.sweeps
+    search = comparison.tuning.searches["hpa"]
+    assert len(search.trials) == search.budget == CONFIG.sweep.trials
+    assert search.trials[0].options == {}, "the rule as shipped is tried first"
+    assert comparison["hpa"].options == search.chosen.options
+    assert not search.reached
+    best = max(trial.figures.slo_attainment for trial in search.trials)
+    assert search.chosen.figures.slo_attainment == best
+    assert comparison.tuning.fallback_target == comparison["hpa"].options["target"]
+    assert comparison.tuning.curves["static"] == comparison.tuning.sweeps["static"]
+
+
+def test_a_curve_turns_the_dial_around_the_tuned_value_and_nothing_else(tmp_path):
+    jobs = []
+
+    class Spy(toy.ToyRunner):
+        def __call__(self, trace, profile, job, progress):
+            jobs.append(job)
+            return super().__call__(trace, profile, job, progress)
+
+    comparison = toy_compare(tmp_path, runner=Spy(), train_trace=toy.toy_trace(name="calm"))
+    curve = comparison.tuning.curves["hpa"]
+    tuned = comparison["hpa"].options
+    assert tuned["target"] in [point.value for point in curve.points]
+    assert len(curve.points) == 7
+    drawn = [job for job in jobs if job.name == "hpa" and job.seed == 0][-7:]
+    assert [job.options["target"] for job in drawn] == [point.value for point in curve.points]
+    for job in drawn:
+        assert {**job.options, "target": tuned["target"]} == tuned
+
+
+def test_rules_run_at_their_own_tick_without_our_guardrails_and_the_rest_with(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(POLICIES, "quick", replace(POLICIES["hpa"], tick_s=5.0))
+    jobs = []
+
+    class Spy(toy.ToyRunner):
+        def __call__(self, trace, profile, job, progress):
+            jobs.append(job)
+            return super().__call__(trace, profile, job, progress)
+
+    config = replace(CONFIG, run=replace(CONFIG.run, tick_s=20.0))
+    named = {**RULES, "quick": "quick", "mine-1.0.0": "/bundles/mine-1.0.0"}
+    toy_compare(tmp_path, named, runner=Spy(), config=config)
+    seen = {(job.name, job.config.tick_s, job.guarded) for job in jobs}
+    assert seen == {
+        ("static", 20.0, False),
+        ("hpa", 15.0, False),
+        ("quick", 5.0, False),
+        ("mine-1.0.0", 20.0, True),
+    }
+
+
+def test_static_is_set_with_hindsight_and_static_best_by_the_training_trace(tmp_path, monkeypatch):
+    monkeypatch.setitem(POLICIES, "static-best", POLICIES["static"])
+    calm = toy.toy_trace(surge=12.0, name="calm")
+    both = {"static": "static", "static-best": "static-best"}
+    comparison = toy_compare(tmp_path, both, train_trace=calm)
+    assert comparison["static-best"].options == {"replicas": 2}
+    assert comparison["static"].options == {"replicas": 3}
+    assert comparison.tuning.initial_replicas == 2
+
+
+def test_a_setting_that_is_given_is_not_searched_and_the_others_are(tmp_path):
+    comparison = toy_compare(tmp_path, overrides={"hpa": {"tolerance": 0.15}})
+    search = comparison.tuning.searches["hpa"]
+    assert {name for trial in search.trials for name in trial.options} == {
+        *("target", "downscale_stabilization_s")
+    }
+    assert comparison["hpa"].options["tolerance"] == 0.15
+
+
+def test_what_was_tuned_before_takes_the_place_of_a_search(tmp_path):
+    (tmp_path / "first").mkdir()
+    (tmp_path / "second").mkdir()
+    first = toy_compare(tmp_path / "first")
+    search = first.tuning.searches["hpa"]
+    tuned = Tuned(
+        schema="tuner.tuned/1",
+        policy="hpa",
+        goal=0.99,
+        reached=True,
+        trials=16,
+        simulated_s=search.simulated_s,
+        seed=0,
+        tuned=Outcome.of(search.chosen),
+        shipped=Outcome.of(search.trials[0]),
+        trace=Source("sunday", "0" * 64),
+        profile=Source("toy", "0" * 64),
+    )
+    write_tuned(tuned, tmp_path / "hpa.yaml")
+    labels = []
+    second = toy_compare(
+        tmp_path / "second",
+        tuned=read_tuned([tmp_path / "hpa.yaml"]),
+        watch=lambda label, share, *_: labels.append(label),
+    )
+    assert not any(label.startswith("tuning: hpa") for label in labels)
+    assert second["hpa"].options == first["hpa"].options
+    assert second["hpa"].estimates == first["hpa"].estimates
+    assert second.tuning.searches["hpa"].trace == "sunday"
+    assert second.tuning.curves["hpa"] == first.tuning.curves["hpa"]
 
 
 def test_cost_and_attainment_of_static_by_hand(compared):
@@ -149,6 +252,7 @@ def test_the_summary_has_every_figure_of_every_policy(compared):
     assert summary["policies"]["hpa"]["difference"] is None
     assert summary["policies"]["static"]["requests"] == len(comparison.trace)
     assert summary["tuning"]["sweeps"]["static"]["chosen"] == 3
+    assert len(summary["tuning"]["searches"]["hpa"]["trials"]) == 16
     assert summary["pinned"] == {"threads": "profile toy has no frontend section"}
 
 
@@ -172,8 +276,11 @@ def test_rules_tuned_on_another_trace_keep_its_settings_and_show_the_curve_here(
     comparison = toy_compare(tmp_path, train_trace=calm)
     assert not comparison.tuning.hindsight
     assert comparison.tuning.trace == "calm"
-    assert comparison["static"].options == {"replicas": 2}  # enough for 120 tokens/s, not for 300
-    assert comparison["static"].mean("slo_attainment") < 0.9
+    assert comparison.tuning.sweeps["static"].chosen.value == 2  # for 120 tokens/s, not for 300
+    assert comparison.tuning.initial_replicas == 2
+    assert comparison.tuning.searches["hpa"].trace == "calm"
+    assert not comparison.tuning.searches["hpa"].hindsight
+    assert comparison["static"].options == {"replicas": 3}, "the best fixed count in hindsight"
     assert comparison.tuning.curves["static"].chosen.value == 3
 
 
@@ -197,7 +304,8 @@ def test_another_policy_gets_a_start_and_a_fallback_from_the_rules(tmp_path):
     assert [job.policy for job in mine] == ["/bundles/mine-1.0.0"] * 3
     for job in mine:
         assert job.config.initial_replicas == 3
-        assert job.config.fallback_target == comparison.tuning.sweeps["hpa"].chosen.value
+        options = comparison.tuning.options["hpa"]
+        assert {**job.fallback, "target": job.config.fallback_target} == options
 
 
 def test_a_start_count_in_the_configuration_holds_for_all_but_static(tmp_path):

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import evidence
-from experiments.config import RunConfig
-from experiments.evidence import logged_load, predict, rebuilt, replay_knobs, unhindered
+from experiments.evidence import logged_load, predict, rebuilt, replay_knobs
 from tests.control import logs
 from tests.control.test_promote import tick
 from tests.envs import worlds
@@ -192,12 +191,17 @@ def test_knobs_that_may_not_be_written_stay_where_they_were_seen(folder):
     assert (knobs["batch_size"].low, knobs["batch_size"].high) == (1, 32)
 
 
-def test_nobody_clamps_the_rule_of_today():
-    config = RunConfig()
-    (limit,) = [g for g in unhindered(config).guardrails.build().limits if g.name == "max_delta"]
-    assert limit.steps["replicas"] == Step()
-    (limit,) = [g for g in config.guardrails.build().limits if g.name == "max_delta"]
-    assert limit.steps["replicas"].up == 4
+def test_nobody_clamps_the_rule_of_today(folder, ticks):
+    # The same rule as policy, under a step of 0: it cannot move, the rule of today can.
+    held = target(
+        folder,
+        policy_options={"target": 150.0},
+        steps={"replicas": Step(up=0, down=0, fallback_up=0, fallback_down=0)},
+    )
+    found, _ = predict(ticks, held)
+    free, _ = predict(ticks, target(folder, policy_options={"target": 150.0}))
+    assert found.policy_gpu_hours != found.rule_gpu_hours
+    assert found.rule_gpu_hours == free.rule_gpu_hours
 
 
 @pytest.mark.parametrize("time_of_day", [False, True])

@@ -8,9 +8,10 @@ import pytest
 from experiments.config import RunConfig
 from experiments.folder import (
     join_requests,
+    parquet_bytes,
     provenance,
+    requests_table,
     result_folder,
-    write_requests,
     write_simulation,
 )
 from tests.experiments import toy
@@ -107,17 +108,16 @@ def test_a_simulated_run_becomes_four_files(tmp_path, result):
 def test_a_request_that_did_not_finish_is_nan_not_null(tmp_path, result):
     requests = result.requests
     gone = np.full(len(requests), np.nan)
-    write_requests(tmp_path / "r", replace(requests, ttft_s=gone, e2e_s=gone, tpot_s=gone))
+    unfinished = replace(requests, ttft_s=gone, e2e_s=gone, tpot_s=gone)
+    (tmp_path / "r").write_bytes(parquet_bytes(requests_table(unfinished)))
     table = pq.read_table(tmp_path / "r")
     assert table["ttft_s"].null_count == 0
     assert np.isnan(table["ttft_s"].to_numpy()).all()
 
 
-def test_parts_are_joined_in_order_and_removed(tmp_path, result):
-    parts = [tmp_path / f"{seed}.part" for seed in (1, 2)]
-    for seed, part in enumerate(parts, start=1):
-        write_requests(part, result.requests, ("static", seed))
-    join_requests(parts, tmp_path / "all.parquet")
-    assert files(tmp_path) == ["all.parquet"]
+def test_parts_are_joined_in_order_each_with_its_key(tmp_path, result):
+    part = tmp_path / "part"
+    part.write_bytes(parquet_bytes(requests_table(result.requests)))
+    join_requests([(("static", 1), part), (("static", 2), part)], tmp_path / "all.parquet")
     n = len(result.requests)
     assert pq.read_table(tmp_path / "all.parquet")["seed"].to_pylist() == [1] * n + [2] * n

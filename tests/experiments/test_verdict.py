@@ -5,7 +5,8 @@ import pytest
 from envs.config import FailureConfig
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig, RunConfig
-from experiments.job import RunDigest
+from experiments.digest import RunDigest
+from experiments.search import Search, Trial
 from experiments.summary import METRICS, Figures
 from experiments.sweep import Point, Sweep
 from experiments.tuning import Tuning
@@ -164,7 +165,8 @@ def test_notes_hold_what_must_be_known_first():
     assert "hpa misses" not in found
     assert "seed" not in found  # five seeds, ten hours, no gap: nothing more to say
     assert "Assumed, not measured: limits.batch_size_max, kv (no origin)." in found
-    assert len(notes(value)) == 2
+    assert "Rules ran at their own periods (hpa 15 s)" in found
+    assert len(notes(value)) == 3
 
 
 def test_notes_on_hindsight_seeds_span_gaps_and_pinned_knobs():
@@ -200,10 +202,26 @@ def test_a_world_that_was_asked_to_go_wrong_is_told():
 
 def test_rules_tuned_elsewhere_are_not_called_hindsight():
     curve = Sweep("static", "replicas", "replicas", 0.99, CURVE, CURVE[3], True)
-    tuning = Tuning("sunday", False, {"static": curve, "hpa": curve}, {}, 3, 40.0)
+    targets = replace(curve, policy="hpa", option="target")
+    tuning = Tuning("sunday", False, {"static": curve, "hpa": targets}, {}, 3, 40.0)
     found = " ".join(notes(comparison(tuning=tuning)))
-    assert "static and hpa were tuned on sunday" in found
-    assert "hindsight" not in found
+    assert "static was tuned on the very load that is compared here. That is hindsight" in found
+    assert "hpa was tuned on sunday, not on the load that is compared here." in found
+    assert "--train-trace" not in found
+
+
+def test_the_budget_of_rules_stands_beside_that_of_learned_policies():
+    trial = Trial({"target": 40.0}, FIGURES)
+    search = Search("hpa", "sunday", False, 0.99, 24, 24 * 7200.0, (trial,), trial, True)
+    base = Tuning("sunday", False, {}, {}, 3, 40.0, searches={"hpa": search})
+    value = comparison(tuning=base)
+    mine = value.policies[1]
+    run = replace(mine.runs[0], settings={"simulated hours": 1666.7})
+    value = replace(value, policies=(value.policies[0], replace(mine, runs=(run,))))
+    found = " ".join(notes(value))
+    assert "hpa was tuned on sunday" in found
+    assert "hpa was tuned in 24 trials, 48.0 simulated hours." in found
+    assert "mine was trained in 1,666.7 simulated hours." in found
 
 
 def with_settings(settings: dict[str, object]) -> Comparison:

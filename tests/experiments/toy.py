@@ -64,6 +64,9 @@ class ToyRunner:
         if job.options.get("bad"):
             raise ConfigError(f"{job.name}: option bad is unknown")
 
+    def identity(self, policy: str) -> str:
+        return policy
+
     def __call__(
         self, trace: Trace, profile: ServingProfile, job: Job, progress: Progress
     ) -> RunResult:
@@ -76,7 +79,8 @@ class ToyRunner:
         if job.policy == "static":
             replicas[:] = float(job.options["replicas"])
         elif job.policy == "hpa":
-            wanted = np.ceil(tokens / tick_s / float(job.options["target"]) - 1e-9)
+            target = float(job.options.get("target", 1000.0))
+            wanted = np.ceil(tokens / tick_s / target - 1e-9)
             replicas[1:] = np.clip(wanted[:-1], 1, job.config.max_replicas)
         elif "replicas" in job.options:
             replicas[:] = float(job.options["replicas"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
@@ -156,8 +157,8 @@ class Observation:
         """The inverse of `row`: NaN becomes None."""
         # mypy cannot see that these names are the scalar fields.
         scalars: dict[str, Any] = {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(FIELD_NAMES, row, strict=True)
+            name: None if math.isnan(value) else value
+            for name, value in zip(FIELD_NAMES, row.tolist(), strict=True)
         }
         return cls(
             at_s=at_s,
@@ -285,8 +286,15 @@ class ObservationArrays:
 
     @classmethod
     def of(cls, knobs: KnobSpace, now: Observation) -> ObservationArrays:
-        """One observation as a batch of one."""
-        return cls(
+        """One observation as a batch of one, which nobody may write to.
+
+        The latest is kept: policy, fallback and guardrails look at the same one in turn, and making
+        it takes longer than most rules.
+        """
+        global _latest
+        if _latest is not None and _latest[0] is now and _latest[1].knobs is knobs:
+            return _latest[1]
+        made = cls(
             knobs=knobs,
             at_s=np.array([now.at_s], dtype=np.float64),
             age_s=np.array([np.nan if now.age_s is None else now.age_s], dtype=np.float64),
@@ -294,6 +302,15 @@ class ObservationArrays:
             settings=knobs.row(now.settings)[None, :],
             replicas=ReplicaArrays.of(now.replicas),
         )
+        of_replicas = (made.replicas.state, made.replicas.age_s, made.replicas.values)
+        for array in (made.at_s, made.age_s, made.values, made.settings, *of_replicas):
+            array.flags.writeable = False
+        # One reference, exchanged at once: another thread finds the old pair or the new one.
+        _latest = (now, made)
+        return made
+
+
+_latest: tuple[Observation, ObservationArrays] | None = None
 
 
 def exchanged(mine: NDArray[Any], rows: NDArray[np.intp], theirs: NDArray[Any]) -> NDArray[Any]:

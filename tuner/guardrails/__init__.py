@@ -30,6 +30,15 @@ def default_guardrails() -> Guardrails:
     )
 
 
+def bounds_alone() -> Guardrails:
+    """What a rule meets where it runs by itself, as in its own project.
+
+    How far it steps and what it does without data is part of the rule. The range of each knob is
+    the cluster's own; a rule that raises is told, and moves nothing in that tick.
+    """
+    return Guardrails(trips=(PolicyFailure(),), limits=(Bounds(),))
+
+
 def guardrails_with(*, max_age_s: float, steps: Mapping[str, Step]) -> Guardrails:
     """Every guardrail, with the widths that a user may set.
 
@@ -51,6 +60,7 @@ __all__ = [
     "MaxDelta",
     "PolicyFailure",
     "StaleMetrics",
+    "bounds_alone",
     "default_guardrails",
     "guardrails_with",
 ]

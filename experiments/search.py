@@ -1,0 +1,391 @@
+"""Searching a rule's parameters: the cheapest setting that reaches the goal, in a fixed budget.
+
+Optuna's tree-structured Parzen estimator (Bergstra et al., NeurIPS 2011; Watanabe 2023,
+arXiv:2304.11127) proposes, runs answer. Trial 0 is the rule as its project ships it. The next walk
+the rule's dial over its range with everything else as shipped, because the dial decides most and a
+blind start wastes a small budget. While the best setting lies at an end of that range, the range
+grows there and a batch walks what is new; the rest is the estimator's. Attainment is a constraint:
+settings that reach the goal are ordered by cost, the others by how far they miss it.
+
+Each trial is drawn by its own sampler, seeded by its number, from what is known when its batch
+begins. So neither the number of processes nor being killed and resumed changes any trial.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from experiments.readable import figure, percent
+from experiments.summary import Figures, figures_from, plain
+from experiments.sweep import rounded, towards
+from policies import POLICIES, Load, Options, OptionValue, Parameter, Target
+from tuner.core.errors import ConfigError, InputError
+from tuner.core.trace import Trace
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna import Trial as Asked
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial, TrialState
+
+BATCH = 4
+"""Trials drawn from the same knowledge: as many as small machines run at once. Fixed, because with
+it the trials would change."""
+WALK = 2 * BATCH - 1
+"""Trials along the dial, before the estimator takes over."""
+EDGE = 1 / WALK
+"""Share of the dial's range at either end in which the best setting asks for more range."""
+GROWTH = 0.5
+"""What the range grows by, of its length."""
+MOST_GROWTHS = 3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One setting of a rule, tried once."""
+
+    options: Mapping[str, OptionValue]
+    """What was searched; empty for the rule as it is shipped."""
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Search:
+    """What was tried for one rule, and what was taken."""
+
+    policy: str
+    trace: str
+    """Name of the trace that it was searched on."""
+    hindsight: bool
+    """Whether that is the very trace that is compared."""
+    goal: float
+    budget: int
+    """Trials that were spent."""
+    simulated_s: float
+    """Time that was simulated for them, s."""
+    trials: tuple[Trial, ...]
+    """In the order in which they were tried, the rule as shipped first; of a search of before, only
+    that one and the chosen one."""
+    chosen: Trial
+    reached: bool
+    """Whether the chosen trial reaches the goal; else it is the one with the best attainment."""
+
+    @property
+    def setting(self) -> str:
+        """What was taken, in words: `hpa with target 1,580, tolerance 0.05`."""
+        return f"{self.policy} {options_in_words(self.chosen.options)}"
+
+    @property
+    def sentence(self) -> str:
+        """What was chosen and why, in words."""
+        reaches = _reaches(self.chosen.figures)
+        if not self.reached:
+            return (
+                f"None of {self.budget} settings tried meets the objectives for "
+                f"{percent(self.goal)} of the requests; {self.setting} comes closest: {reaches}"
+            )
+        return (
+            f"{self.setting} is the cheapest of {self.budget} settings tried that meets the "
+            f"objectives for {percent(self.goal)} of the requests: {reaches}; "
+            f"as shipped it reaches {_reaches(self.trials[0].figures)}"
+        )
+
+
+def options_in_words(options: Mapping[str, OptionValue]) -> str:
+    """`with target 1,580, tolerance 0.05`; `as shipped` where nothing is set."""
+    if not options:
+        return "as shipped"
+    shown = (f"{k} {v if isinstance(v, str) else format(v, ',g')}" for k, v in options.items())
+    return f"with {', '.join(shown)}"
+
+
+def _reaches(figures: Figures) -> str:
+    return (
+        f"{figure('slo_attainment', figures.slo_attainment)} for "
+        f"{figure('gpu_hours', figures.gpu_hours)} GPU hours"
+    )
+
+
+@dataclass(frozen=True)
+class Space:
+    """What can be searched of a rule."""
+
+    policy: str
+    parameters: tuple[Parameter, ...]
+    """The first is the dial."""
+    defaults: Mapping[str, float]
+    """Parameter -> the rule's own value; absent where it depends on what else is set."""
+    target: Target = field(repr=False)
+    given: Mapping[str, OptionValue]
+    """Options that are not searched."""
+
+    @classmethod
+    def of(cls, policy: str, load: Load, target: Target, given: Mapping[str, OptionValue]) -> Space:
+        """The space of a rule around a load, without what the user has set.
+
+        Raises:
+            ConfigError: the rule cannot be built with what the user has set.
+        """
+        entry = POLICIES[policy]
+        asked = Options(policy, given)
+        entry.build(asked, target)
+        parameters = tuple(p for p in entry.search(load) if p.name not in given)
+        defaults = {}
+        for parameter in parameters:
+            default = asked.defaults.get(parameter.name)
+            if isinstance(default, int | float) and (default > 0 or not parameter.log):
+                defaults[parameter.name] = float(default)
+        return cls(policy, parameters, defaults, target, given)
+
+    @property
+    def dial(self) -> Parameter:
+        return self.parameters[0]
+
+    @property
+    def shipped(self) -> dict[str, OptionValue]:
+        """The rule's own values, as far as they are known, as options."""
+        whole = {parameter.name for parameter in self.parameters if parameter.whole}
+        return {k: round(value) if k in whole else value for k, value in self.defaults.items()}
+
+    def start(self, number: int) -> dict[str, float] | None:
+        """Values of an early trial; None: the estimator's to draw."""
+        if len(self.defaults) < len(self.parameters) or number > WALK:
+            return None
+        if number == 0:
+            return dict(self.defaults)
+        return {**self.defaults, self.dial.name: self._at((number - 0.5) / WALK)}
+
+    def grown(self, trials: Sequence[Trial], goal: float) -> tuple[Space, list[float]] | None:
+        """The space with more of the dial where the best trial is at an end of it, and values to
+        walk what is new; None: it is not, or there is no more."""
+        dial, (best, _) = self.dial, cheapest(trials, goal)
+        value = best.options.get(dial.name, self.defaults.get(dial.name))
+        if value is None:
+            return None
+        upwards = float(value) >= self._at(1 - EDGE)
+        if not upwards and float(value) > self._at(EDGE):
+            return None
+        # As shares of the range: 0 is low, 1 is high, and what is new lies beyond.
+        beyond = [GROWTH * (place + 0.5) / BATCH for place in range(BATCH)]
+        bound = self._at(1 + GROWTH if upwards else -GROWTH)
+        walk = [self._at(1 + share if upwards else -share) for share in beyond]
+        if not self._can_be(bound):
+            return None
+        wider = replace(dial, high=bound) if upwards else replace(dial, low=bound)
+        return replace(self, parameters=(wider, *self.parameters[1:])), walk
+
+    def _at(self, share: float) -> float:
+        """The dial's value at a share of its range; below 0 and above 1 it lies beyond."""
+        value = towards(self.dial.low, self.dial.high, share, self.dial.log)
+        return round(value) if self.dial.whole else value
+
+    def _can_be(self, value: float) -> bool:
+        """Whether the rule takes this value of its dial."""
+        try:
+            options = Options(self.policy, {**self.given, self.dial.name: value})
+            POLICIES[self.policy].build(options, self.target)
+        except ConfigError:
+            return False
+        return True
+
+
+class Searching:
+    """A search under way: asked for a batch of settings, told their figures, until it is done.
+
+    Args:
+        space: what is searched; at least one parameter.
+        trials: the budget, >= 1, the rule as shipped included.
+        goal: share of requests (0-1) that must meet every objective.
+        seed: of the estimator.
+        storage: URL of Optuna's storage, where the search goes on from what is there; None: memory.
+        study: the search's name in the storage.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        *,
+        trials: int,
+        goal: float,
+        seed: int,
+        storage: str | None = None,
+        study: str = "search",
+    ) -> None:
+        self.space = space
+        self.trials = trials
+        self._goal = goal
+        self._seed = seed
+        self._study = open_study(storage, study)
+        self._batch: list[Asked] = []
+
+    @property
+    def known(self) -> int:
+        """Trials that are finished."""
+        return len(self._trials("COMPLETE"))
+
+    @property
+    def done(self) -> bool:
+        return self.known >= self.trials
+
+    def batch(self) -> list[Mapping[str, OptionValue]]:
+        """The next settings to run; none once the search is done."""
+        # Asked before a kill and never told: asked again, in the same order.
+        for trial in self._trials("RUNNING"):
+            self._study.tell(trial.number, state=_state("FAIL"))
+            self._study.enqueue_trial(trial.params, user_attrs=trial.user_attrs)
+        known = self.known
+        again = len(self._trials("WAITING"))
+        end = min((known // BATCH + 1) * BATCH, self.trials)
+        space, walk = self._planned()
+        self._batch = []
+        for number in range(known, end):
+            start = walk[number % BATCH] if walk else space.start(number)
+            waits = number < known + again
+            self._batch.append(self._ask(space, number, start, waits=waits))
+        return [self._options(trial) for trial in self._batch]
+
+    def _planned(self) -> tuple[Space, list[dict[str, float]]]:
+        """The space of the next batch, and its values where it walks new range.
+
+        Worked out anew from the finished trials, so that a search that was killed plans as one
+        that was not.
+        """
+        space, walk, growths = self.space, list[dict[str, float]](), 0
+        trials = [self._trial(trial) for trial in self._trials("COMPLETE")]
+        for known in range(WALK + 1, len(trials) + 1, BATCH):
+            grown = space.grown(trials[:known], self._goal) if growths < MOST_GROWTHS else None
+            walk = []
+            if grown is not None:
+                space, values = grown
+                best, _ = cheapest(trials[:known], self._goal)
+                others = {**self.space.defaults, **_numbers(best.options)}
+                if len(others) == len(space.parameters):
+                    walk = [{**others, space.dial.name: value} for value in values]
+                growths += 1
+        return space, walk
+
+    def tell(self, figures: Sequence[Figures]) -> None:
+        """What came of the last batch, in its order."""
+        for trial, found in zip(self._batch, figures, strict=True):
+            trial.set_user_attr(_FIGURES, plain(asdict(found)))
+            trial.set_constraint("goal", self._goal - found.slo_attainment)
+            self._study.tell(trial, found.gpu_hours)
+
+    def result(self, trace: Trace, *, hindsight: bool) -> Search:
+        """What is known, and what to take of it; after at least one batch."""
+        trials = tuple(self._trial(trial) for trial in self._trials("COMPLETE"))
+        chosen, reached = cheapest(trials, self._goal)
+        return Search(
+            policy=self.space.policy,
+            trace=trace.name,
+            hindsight=hindsight,
+            goal=self._goal,
+            budget=len(trials),
+            simulated_s=len(trials) * trace.last_arrival_s,
+            trials=trials,
+            chosen=chosen,
+            reached=reached,
+        )
+
+    def _ask(
+        self, space: Space, number: int, start: Mapping[str, float] | None, *, waits: bool
+    ) -> Asked:
+        """The trial of a number, with the values to start from where there are some; one that
+        waits since before a kill has its values already."""
+        from optuna.samplers import TPESampler
+
+        if not waits and (start is not None or number == 0):
+            self._study.enqueue_trial(dict(start or {}), user_attrs={_SHIPPED: number == 0})
+        self._study.sampler = TPESampler(seed=_seed(self._seed, number), n_startup_trials=WALK + 1)
+        if number == 0 and start is None:
+            return self._study.ask({})  # as shipped, whatever that is in numbers
+        return self._study.ask(_distributions(space, start or {}))
+
+    def _trial(self, trial: FrozenTrial) -> Trial:
+        return Trial(self._options(trial), figures_from(trial.user_attrs[_FIGURES]))
+
+    def _options(self, trial: Asked | FrozenTrial) -> dict[str, OptionValue]:
+        if trial.user_attrs.get(_SHIPPED):
+            return {}
+        values = trial.params
+        return {
+            p.name: round(values[p.name]) if p.whole else rounded(values[p.name])
+            for p in self.space.parameters
+        }
+
+    def _trials(self, state: str) -> list[FrozenTrial]:
+        return self._study.get_trials(deepcopy=False, states=(_state(state),))
+
+
+_SHIPPED = "as shipped"
+_FIGURES = "figures"
+
+
+def _state(name: str) -> TrialState:
+    from optuna.trial import TrialState
+
+    return TrialState[name]
+
+
+def _seed(seed: int, number: int) -> int:
+    """Of a trial's own sampler."""
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+
+
+def _distributions(space: Space, start: Mapping[str, float]) -> dict[str, BaseDistribution]:
+    """The ranges, each wide enough for the value to start from: a rule's own may lie outside."""
+    from optuna.distributions import FloatDistribution, IntDistribution
+
+    found: dict[str, BaseDistribution] = {}
+    for p in space.parameters:
+        value = start.get(p.name, p.low)
+        low, high = min(p.low, value), max(p.high, value)
+        found[p.name] = (
+            IntDistribution(round(low), round(high), log=p.log)
+            if p.whole
+            else FloatDistribution(low, high, log=p.log)
+        )
+    return found
+
+
+def _numbers(options: Mapping[str, OptionValue]) -> dict[str, float]:
+    return {name: float(value) for name, value in options.items()}
+
+
+def cheapest(trials: Sequence[Trial], goal: float) -> tuple[Trial, bool]:
+    """The cheapest trial that reaches the goal, else the one with the best attainment; of equal
+    ones the better served, then the earlier. And whether it reaches the goal."""
+    good = [trial for trial in trials if trial.figures.slo_attainment >= goal]
+    if good:
+        return min(good, key=lambda t: (t.figures.gpu_hours, -t.figures.slo_attainment)), True
+    return min(trials, key=lambda t: (-t.figures.slo_attainment, t.figures.gpu_hours)), False
+
+
+def open_study(storage: str | None, name: str) -> Study:
+    """A study in a storage, made where there is none.
+
+    Raises:
+        InputError: Optuna is not installed, or the storage cannot be used.
+    """
+    try:
+        import optuna
+    except ModuleNotFoundError as error:
+        raise InputError(
+            "optuna is not installed, and rules are tuned with it; install deepseek-tuner[report]"
+        ) from error
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if storage is None:
+        return optuna.create_study(study_name=name)
+    try:
+        return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
+    except Exception as error:
+        # SQLAlchemy, its drivers and Optuna each raise their own; all of them mean the URL.
+        raise InputError(
+            f"{storage} cannot be used as storage ({type(error).__name__}: "
+            f"{str(error).splitlines()[0]}); expected a URL such as sqlite:///tuning.db or "
+            "postgresql+psycopg://user@host/name"
+        ) from error
