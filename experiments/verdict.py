@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import RunConfig
+from experiments.curve import cost_at
 from experiments.readable import (
     difference,
     difference_interval,
@@ -17,7 +18,6 @@ from experiments.readable import (
     percent,
 )
 from experiments.statistics import MIN_BLOCKS
-from experiments.sweep import Point
 from experiments.workbench import STATIC
 from policies import POLICIES
 from tuner.train.digests import trace_digest
@@ -79,7 +79,7 @@ def _missed_goals(comparison: Comparison) -> Iterator[str]:
     goal, missed = comparison.config.sweep.goal, []
     for outcome in comparison.policies:
         attainment = outcome.mean("slo_attainment")
-        if attainment < goal:
+        if attainment < goal and outcome.name not in BOUNDS:
             missed.append(f"{outcome.name} ({figure('slo_attainment', attainment)})")
     if missed:
         verb = "misses" if len(missed) == 1 else "miss"
@@ -341,30 +341,6 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
             f"{compared}."
         )
     return found
-
-
-def cost_at(points: Sequence[Point], attainment: float) -> float | None:
-    """GPU hours at which a rule's curve reaches an attainment; None where it never does.
-
-    Linear between the two nearest points of the `envelope`.
-    """
-    useful = [(p.figures.slo_attainment, p.figures.gpu_hours) for p in envelope(points)]
-    for place, (served, cost) in enumerate(useful):
-        if served >= attainment:
-            if place == 0:
-                return cost
-            below, cheaper = useful[place - 1]
-            return cheaper + (cost - cheaper) * (attainment - below) / (served - below)
-    return None
-
-
-def envelope(points: Sequence[Point]) -> list[Point]:
-    """The points worth having, cheapest first: no other one serves as well for less."""
-    useful: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.figures.gpu_hours, -p.figures.slo_attainment)):
-        if not useful or point.figures.slo_attainment > useful[-1].figures.slo_attainment:
-            useful.append(point)
-    return useful
 
 
 def _signed_percent(share: float) -> str:

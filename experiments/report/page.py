@@ -75,6 +75,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         lead=lead(comparison),
         verdicts=sorted(verdicts(comparison), key=lambda verdict: order.index(verdict.policy)),
         below=below_goal(comparison),
+        bounds=BOUNDS,
         notes=notes(comparison),
         order=order,
         usual=usual(comparison),

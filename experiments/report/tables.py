@@ -21,7 +21,7 @@ FEW = 4
 
 def title(comparison: Comparison) -> str:
     """What was compared on what."""
-    names = [outcome.name for outcome in comparison.policies]
+    names = [outcome.name for outcome in comparison.policies if outcome.name not in BOUNDS]
     what = listed(names) if len(names) <= FEW else f"{len(names)} policies"
     return f"{what} on {comparison.trace.name}"
 

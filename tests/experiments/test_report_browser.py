@@ -12,6 +12,7 @@ pytest.importorskip("jinja2")
 from envs.workloads import WORKLOADS
 from experiments.compare_command import CompareRequest, compare_to_folder
 from experiments.report.colours import FIXED
+from experiments.report.document import Document, Plot, Section, series, write_document
 from policies import POLICIES
 from tests.browser import Browser
 from tuner.data import write_trace
@@ -139,6 +140,16 @@ def test_a_phone_scrolls_down_only(opened):
     width = """document.getElementById("plot-timelines").layout.width"""
     assert opened.value(width) < 390
     opened.resize(1280)
+
+
+def test_other_pages_are_drawn_too(browser, tmp_path):
+    line = {"type": "scatter", "x": [1, 2], "y": [3, 1], "line": {"color": series(0)}}
+    plot = Plot("any", {"data": [line], "layout": {"height": 200}})
+    page = Document("A page", "Of a plot.", "tuner", "tuner", [Section("One", plots=[plot])])
+    write_document(page, tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    assert browser.complaints() == []
+    assert browser.value("document.querySelectorAll('#plot-any .js-line').length") == 1
 
 
 def test_it_prints_light_and_with_its_plots(browser, report):
