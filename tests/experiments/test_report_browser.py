@@ -21,15 +21,15 @@ RIVALS = tuple(name for name in ("keda", "kpa", "ray-serve") if name in POLICIES
 CONFIG = """
 seeds: 2
 run: {max_replicas: 8, price_per_gpu_hour_usd: 2.5}
-sweep: {static_counts: [2, 4], hpa_targets: [1000, 2000]}
+sweep: {static_counts: [1, 2], hpa_targets: [1000, 2000]}
 """
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A real simulation of a quarter of an hour, compared and written as `tuner compare` does."""
+    """A real simulation of an hour and a half, compared and written as `tuner compare` does."""
     folder = tmp_path_factory.mktemp("browser")
-    write_trace(WORKLOADS["deepseek-r1-day"](0.25, 3, 2.0), folder / "load.parquet")
+    write_trace(WORKLOADS["deepseek-r1-day"](1.5, 3, 0.6), folder / "load.parquet")
     (folder / "compare.yaml").write_text(CONFIG, encoding="utf-8")
     request = CompareRequest(
         trace=folder / "load.parquet",
@@ -112,7 +112,7 @@ def test_a_link_to_the_worst_minutes_zooms_the_timelines_there(opened):
     box = f"""document.querySelector('.chips[data-plot="timelines"] [value="{link["policy"]}"]')"""
     opened.value(f"{box}.checked && {box}.click()")
     opened.value("""document.querySelector('a[data-plot="timelines"]').click()""")
-    assert opened.value(RANGE) == [float(link["from"]), float(link["to"])]
+    assert opened.value(RANGE) == [float(link["from"]), float(link["to"])] != whole
     assert f"Replicas of {link['policy']}" in titles(opened)
     opened.scheme("dark")  # a redraw keeps it
     assert opened.value(RANGE) == [float(link["from"]), float(link["to"])]
