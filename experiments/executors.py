@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,11 +56,12 @@ class Executor:
 
         own = {} if self.address else {"num_cpus": self.jobs or cores(), "include_dashboard": False}
         try:
-            ray.init(address=self.address, log_to_driver=False, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+            ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **own)
+        except Exception as error:  # Ray raises bare ones where a part of it does not start
+            where = f"at {self.address} does not answer" if self.address else "does not start"
             raise InputError(
-                f"no Ray cluster answers at {self.address} ({error}); start one with `ray start "
-                "--head`, or leave --ray-address out for one of this machine"
+                f"the Ray cluster {where} ({error}); start one with `ray start --head` and name it "
+                "with --ray-address, or leave --executor ray out"
             ) from error
         try:
             register_ray()

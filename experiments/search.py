@@ -388,14 +388,14 @@ def open_study(storage: str | None, name: str) -> Study:
         InputError: the storage cannot be used.
     """
     import optuna
+    from sqlalchemy.exc import SQLAlchemyError
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if storage is None:
         return optuna.create_study(study_name=name)
     try:
         return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-    except Exception as error:
-        # SQLAlchemy, its drivers and Optuna each raise their own; all of them mean the URL.
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
         raise InputError(
             f"{storage} cannot be used as storage ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); expected a URL such as sqlite:///tuning.db or "

@@ -44,7 +44,7 @@ class Runner(toy.ToyRunner):
         return super().__call__(trace, profile, job, progress)
 
 
-def compared(folder: Path) -> None:
+def compared(folder: Path, jobs: int = 1) -> None:
     """A comparison in `folder`, its cells beside the result; goes on where one was killed."""
     folder.mkdir(exist_ok=True)
     with kept(folder / "cells", keep=False) as cells:
@@ -55,6 +55,7 @@ def compared(folder: Path) -> None:
             folder,
             config=CONFIG,
             runner=Runner(ran=folder / "ran"),
+            jobs=jobs,
             cells=cells,
         )
     write_json(folder / "summary.json", comparison_summary(found))
