@@ -11,6 +11,7 @@ pytest.importorskip("jinja2")
 
 from envs.workloads import WORKLOADS
 from experiments.compare_command import CompareRequest, compare_to_folder
+from experiments.executors import Executor
 from experiments.report.colours import FIXED
 from experiments.report.document import Document, Plot, Section, series, write_document
 from policies import POLICIES
@@ -37,7 +38,7 @@ def report(tmp_path_factory):
         policies=("static", "hpa", *RIVALS),
         out=folder / "out",
         config=folder / "compare.yaml",
-        jobs=1,
+        executor=Executor(jobs=1),
     )
     comparison = compare_to_folder(request, console=Console(quiet=True))
     return comparison, folder / "out" / "report.html"
