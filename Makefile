@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine browser demo test peers proof-calibrate proof-calibration proof-rules proof-triton clean
+.PHONY: help setup engine browser demo test peers proof-calibrate proof-calibration proof-ray proof-rules proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -58,9 +58,17 @@ proof-rules: setup ## rule-set vllm-v1 against vLLM's own scheduler, 1,500 rando
 proof-calibration: setup ## a profile out of a recording of the real vLLM, against what it did not see (12 min)
 	$(BIN)/python -m tests.real.calibration_proof
 
+# Beside the environment, not in it: nothing else needs Ray.
+.venv-ray/.installed: pyproject.toml constraints.txt $(STAMP)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --upgrade --constraint constraints.txt --target .venv-ray 'ray>=2.60,<3'
+	@touch $@
+
+proof-ray: setup .venv-ray/.installed ## a comparison on a Ray cluster of two workers, the same bits as here (0.3 GB in ./.venv-ray)
+	@PYTHONPATH=.venv-ray $(BIN)/python -m pytest tests/experiments/test_executors.py $(PYTEST_ARGS)
+
 proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
 	@bash .ci/triton
 	@TUNER_TRITON=1 $(BIN)/python -m pytest tests/real/test_triton.py $(PYTEST_ARGS)
 
 clean: ## remove ./.venv and what the commands made
-	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton .venv-peers demo proof-calibration .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .venv-engine .venv-engine.lock .venv-triton .venv-peers .venv-ray demo proof-calibration .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -11,8 +11,8 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -49,6 +49,22 @@ class CellTask(Task[Files], Protocol[K_co]):
         """
 
 
+@contextmanager
+def kept(folder: Path, *, keep: bool) -> Iterator[Cells]:
+    """Cells that stay where the block is interrupted, and go once it ends well.
+
+    Args:
+        keep: whether they stay in any case.
+    """
+    cells = Cells(folder)
+    try:
+        yield cells
+        if not keep:
+            cells.remove()
+    finally:
+        cells.leave()
+
+
 class Cells:
     """A folder of finished cells; it is made where it does not exist.
 
@@ -62,6 +78,8 @@ class Cells:
         """Cells done so far."""
         self.found = 0
         """Cells that were there already."""
+        self._used: set[str] = set()
+        self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         try:
             folder.mkdir(parents=True, exist_ok=True)
             token = secrets.token_hex(16)
@@ -79,6 +97,7 @@ class Cells:
         Fresh results are read from their cells too, so that both ways give the same bits.
         """
         names = [digest_of({"format": FORMAT, **task.key()}) for task in tasks]
+        self._used.update(names)
         results: dict[int, K] = {}
         missing: dict[str, CellTask[K]] = {}
         for place, (name, task) in enumerate(zip(names, tasks, strict=True)):
@@ -101,6 +120,21 @@ class Cells:
             if place not in results:
                 results[place] = task.unpack(self.folder / name)
         return [results[place] for place in range(len(tasks))]
+
+    def remove(self) -> None:
+        """Removes what was used here; cells of others stay."""
+        for name in self._used:
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+    def leave(self) -> None:
+        """Removes the folder where no cell is in it."""
+        left = [path for path in self.folder.iterdir() if not path.name.startswith(".")]
+        if left:
+            return
+        shutil.rmtree(self.folder, ignore_errors=True)
+        for parent in self._made[1:]:
+            with suppress(OSError):  # something else is in it by now
+                parent.rmdir()
 
 
 @dataclass(frozen=True)

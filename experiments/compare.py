@@ -151,6 +151,8 @@ def _compared(
         for name, spec in policies.items()
         for seed in seeds
     ]
+    for job in all_jobs:
+        bench.watch(f"{job.name}, seed {job.seed}", 0.0)
     digests = bench.cells.run(
         [
             RunTask(

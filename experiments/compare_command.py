@@ -4,27 +4,34 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 
+from experiments.cells import kept
 from experiments.compare import compare, named_policies
 from experiments.comparison import Comparison, comparison_summary
 from experiments.config import Authority, CompareConfig, compare_mistakes, load_compare_config
-from experiments.fanout import cores
+from experiments.executors import Executor
 from experiments.folder import provenance, result_folder, write_json
 from experiments.load import read_load
+from experiments.options import parse_options, split_options
 from experiments.progress import run_progress
 from experiments.report import require_report_extra, write_markdown, write_report
 from experiments.runner import SimulationRunner
-from experiments.simulate import parse_options
-from policies import POLICIES, OptionValue
+from experiments.search import require_optuna
+from experiments.tuned import Tuned, read_tuned
+from policies import POLICIES
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
+from tuner.core.profile import ServingProfile
 from tuner.data import load_profile
 from tuner.data.startups import StartupName, with_startup
+from tuner.train.digests import profile_digest
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,12 @@ class CompareRequest:
     oracle: bool = True
     startup: StartupName | None = None
     authority: Authority | None = None
-    jobs: int | None = None
+    tuned: Sequence[Path] = ()
+    """Files of `tuner tune`, and folders of them."""
+    cells: Path | None = None
+    """Where finished runs are kept; None: beside `out`."""
+    keep_cells: bool = False
+    executor: Executor = field(default_factory=Executor)
     gaps: GapMode = "keep"
 
 
@@ -55,6 +67,7 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
         InputError: an input cannot be used; nothing is written.
     """
     require_report_extra()
+    require_optuna()
     config = _config(request)
     policies = named_policies(request.policies, tuple(POLICIES))
     overrides = split_options(parse_options(request.options), (*policies, "static", "hpa"))
@@ -63,7 +76,14 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
     train = None
     if request.train_trace is not None:
         train = read_load(request.train_trace, request.gaps, console)
-    with result_folder(request.out) as folder:
+    tuned = _tuned(request, policies, profile, console)
+    cells = request.cells or request.out.with_name(f"{request.out.name}.cells")
+    with (
+        _told_where(cells, console),
+        kept(cells, keep=request.keep_cells) as finished,
+        result_folder(request.out) as folder,
+        request.executor.started() as jobs,
+    ):
         with run_progress(console) as watch:
             comparison = compare(
                 trace,
@@ -76,8 +96,15 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
                 train_trace=train,
                 baseline=request.baseline,
                 oracle=request.oracle,
-                jobs=request.jobs or cores(),
+                jobs=jobs,
                 watch=watch,
+                tuned=tuned,
+                cells=finished,
+            )
+        if finished.found:
+            console.print(
+                f"{finished.found} runs were finished before, {finished.ran} ran now",
+                highlight=False,
             )
         run = provenance(
             shlex.join(["tuner", *sys.argv[1:]]),
@@ -101,25 +128,38 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
     return comparison
 
 
-def split_options(
-    options: Mapping[str, OptionValue], policies: Sequence[str]
-) -> dict[str, dict[str, OptionValue]]:
-    """Policy -> option -> value from `policy.option` keys; a policy's name may hold dots itself.
-
-    Raises:
-        ConfigError: a key names none of the policies.
-    """
-    split: dict[str, dict[str, OptionValue]] = {}
-    for key, value in options.items():
-        owners = [name for name in policies if key.startswith(f"{name}.")]
-        if not owners:
-            raise ConfigError(
-                f"--set {key}: expected POLICY.OPTION=VALUE for one of "
-                f"{', '.join(dict.fromkeys(policies))}, as in --set static.replicas=4"
+@contextmanager
+def _told_where(cells: Path, console: Console) -> Iterator[None]:
+    """On Ctrl-C, a word on what is not lost."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if cells.is_dir():
+            console.print(
+                f"finished runs are kept in {escape(str(cells))}: the same command goes on there",
+                soft_wrap=True,
             )
-        owner = max(owners, key=len)
-        split.setdefault(owner, {})[key.removeprefix(f"{owner}.")] = value
-    return split
+        raise
+
+
+def _tuned(
+    request: CompareRequest,
+    policies: Mapping[str, str],
+    profile: ServingProfile,
+    console: Console,
+) -> dict[str, Tuned]:
+    """What `tuner tune` found for the policies, and a line for what does not fit."""
+    found = read_tuned(request.tuned)
+    for name, tuned in found.items():
+        if name not in policies.values():
+            console.print(f"[yellow]warning:[/] {name} was tuned, and is not compared")
+        elif tuned.profile.sha256 != profile_digest(profile):
+            console.print(
+                f"[yellow]warning:[/] {name} was tuned with another profile, "
+                f"{tuned.profile.name}, or another start than is simulated here",
+                soft_wrap=True,
+            )
+    return found
 
 
 def _config(request: CompareRequest) -> CompareConfig:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison
+from experiments.curve import cost_at
 from experiments.sweep import Point
-from experiments.verdict import ORACLE, cost_at
+from experiments.verdict import ORACLE
 
 LEVELS = (0.99, 0.995)
 """Attainments that such fleets promise; the comparison's own goal stands beside them."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tuner.core.errors import InputError
 
@@ -86,7 +87,9 @@ def fan_out(tasks: Sequence[Task[R]], jobs: int, watch: Watch = silent) -> list[
             delayed(_run_there)(task, _Slot(board, index)) for index, task in enumerate(tasks)
         )
         # Another machine has no board to write to; what came back is done all the same.
-        board.write_bytes(np.ones(len(tasks)).tobytes())
+        rows = _rows(board).copy()
+        rows[:, 0] = 1.0
+        board.write_bytes(rows.tobytes())
     return results
 
 
@@ -133,6 +136,11 @@ class _Slot:
             return
 
 
+def _rows(board: Path) -> NDArray[np.float64]:
+    """`(tasks, 1 + FOUND)` share and figures of each task."""
+    return np.frombuffer(board.read_bytes(), dtype=np.float64).reshape(-1, 1 + FOUND)
+
+
 @contextmanager
 def _board(tasks: Sequence[Task[R]], watch: Watch) -> Iterator[Path]:
     """A board that a thread reads out to `watch` until the block ends."""
@@ -145,7 +153,7 @@ def _board(tasks: Sequence[Task[R]], watch: Watch) -> Iterator[Path]:
         done = threading.Event()
 
         def tell() -> None:
-            rows = np.frombuffer(board.read_bytes(), dtype=np.float64).reshape(-1, 1 + FOUND)
+            rows = _rows(board)
             for index in np.flatnonzero(rows[:, 0] != told).tolist():
                 found = rows[index, 1:]
                 watch(tasks[index].label, float(rows[index, 0]), *found[~np.isnan(found)].tolist())

@@ -54,6 +54,7 @@ PACKAGES = (
     "pyarrow",
     "pydantic",
     "onnxruntime",
+    "optuna",
     "plotly",
     "torch",
     "stable-baselines3",

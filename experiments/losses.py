@@ -16,6 +16,7 @@ from experiments.best import ranked
 from experiments.comparison import Comparison
 from experiments.readable import clock, duration, percent
 from experiments.result import Floats, TickTable
+from experiments.verdict import BOUNDS
 from tuner.core.slo import Slo
 
 WINDOW_S = 600.0
@@ -60,7 +61,7 @@ def losses(comparison: Comparison) -> list[Loss]:
     found = []
     for outcome in ranked(comparison):
         ticks = outcome.runs[0].ticks
-        if ticks is not None and len(ticks) and int(ticks.missed.sum()):
+        if outcome.name not in BOUNDS and ticks is not None and int(ticks.missed.sum()):
             found.append(worst(outcome.name, ticks, run.slo, run.max_replicas))
     return found
 

@@ -116,9 +116,12 @@ class Board:
         for policy in dict.fromkeys(policy for policy, _ in keys.values()):
             own = {seed: label for label, (name, seed) in keys.items() if name == policy}
             states = [_state_of(cells.get(own.get(seed, ""))) for seed in seeds]
-            figures = [self._found[label] for label in own.values() if label in self._found]
-            means = [sum(values) / len(values) for values in zip(*figures, strict=True)]
-            shown = ["", ""] if not means else _shown(means)
+            done = [label for label in own.values() if cells[label] >= 1]
+            figures = [self._found[label] for label in done if label in self._found]
+            shown = ["", ""]
+            # A run that was kept from before tells no figures: half a mean would be none.
+            if figures and len(figures) == len(done):
+                shown = _shown([sum(row) / len(row) for row in zip(*figures, strict=True)])
             table.add_row(policy, *states, *shown)
         return table
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -71,6 +72,7 @@ class Search:
     """In the order in which they were tried, the rule as shipped first; of a search of before, only
     that one and the chosen one."""
     chosen: Trial
+    """With every searched option in it, also where that is the rule as shipped."""
     reached: bool
     """Whether the chosen trial reaches the goal; else it is the one with the best attainment."""
 
@@ -279,6 +281,8 @@ class Searching:
         """What is known, and what to take of it; after at least one batch."""
         trials = tuple(self._trial(trial) for trial in self._trials("COMPLETE"))
         chosen, reached = cheapest(trials, self._goal)
+        if not chosen.options:
+            chosen = replace(chosen, options=self.space.shipped)
         return Search(
             policy=self.space.policy,
             trace=trace.name,
@@ -365,25 +369,33 @@ def cheapest(trials: Sequence[Trial], goal: float) -> tuple[Trial, bool]:
     return min(trials, key=lambda t: (-t.figures.slo_attainment, t.figures.gpu_hours)), False
 
 
+def require_optuna() -> None:
+    """Asks for Optuna before minutes of simulation, not after.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    if find_spec("optuna") is None:
+        raise InputError(
+            "rules are tuned with optuna, which is not installed; install deepseek-tuner[report]"
+        )
+
+
 def open_study(storage: str | None, name: str) -> Study:
     """A study in a storage, made where there is none.
 
     Raises:
-        InputError: Optuna is not installed, or the storage cannot be used.
+        InputError: the storage cannot be used.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise InputError(
-            "optuna is not installed, and rules are tuned with it; install deepseek-tuner[report]"
-        ) from error
+    import optuna
+    from sqlalchemy.exc import SQLAlchemyError
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     if storage is None:
         return optuna.create_study(study_name=name)
     try:
         return optuna.create_study(storage=storage, study_name=name, load_if_exists=True)
-    except Exception as error:
-        # SQLAlchemy, its drivers and Optuna each raise their own; all of them mean the URL.
+    except (SQLAlchemyError, optuna.exceptions.OptunaError, ImportError, ValueError) as error:
         raise InputError(
             f"{storage} cannot be used as storage ({type(error).__name__}: "
             f"{str(error).splitlines()[0]}); expected a URL such as sqlite:///tuning.db or "

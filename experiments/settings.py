@@ -53,8 +53,14 @@ def default_text(setting: Setting) -> str:
 
 
 def _tuned(comparison: Comparison, outcome: PolicyOutcome) -> set[str]:
-    """Options that a sweep chose: those that it swept, unless the user set another value."""
-    sweep = comparison.tuning.sweeps.get(outcome.policy)
-    if sweep is None or outcome.options.get(sweep.option) != sweep.chosen.value:
-        return set()
-    return {sweep.option}
+    """Options that a sweep or a search chose, unless the user set another value."""
+    tuning = comparison.tuning
+    chosen: dict[str, object] = {}
+    for name in (outcome.policy, outcome.name):
+        if name in tuning.sweeps:
+            chosen[tuning.sweeps[name].option] = tuning.sweeps[name].chosen.value
+        if name in tuning.searches:
+            chosen |= tuning.searches[name].chosen.options
+        elif name in tuning.options and name not in tuning.sweeps:
+            chosen |= tuning.options[name]
+    return {name for name, value in chosen.items() if outcome.options.get(name) == value}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,32 +48,6 @@ class SimulateRequest:
     max_replicas: int | None = None
     fallback_target: float | None = None
     gaps: GapMode = "keep"
-
-
-def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
-    """`KEY=VALUE` texts as a mapping; numbers become numbers.
-
-    Raises:
-        ConfigError: a text has no key, no value, or a key comes twice.
-    """
-    options: dict[str, OptionValue] = {}
-    for pair in pairs:
-        key, equals, value = pair.partition("=")
-        if not (key and equals and value):
-            raise ConfigError(f"--set {pair}: expected KEY=VALUE, as in --set replicas=4")
-        if key in options:
-            raise ConfigError(f"--set {key} is given twice; give it once")
-        options[key] = _number(value)
-    return options
-
-
-def _number(text: str) -> OptionValue:
-    for read in (int, float):
-        try:
-            return read(text)
-        except ValueError:
-            continue
-    return text
 
 
 def simulate(request: SimulateRequest, *, console: Console) -> RunResult:

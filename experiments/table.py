@@ -9,12 +9,15 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from experiments.best import lead
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.oracles.words import oracle_sentences
 from experiments.readable import figure, shown_interval
 from experiments.summary import METRICS
 from experiments.verdict import Standing, notes, verdicts
 
+FEW = 4
+"""Policies whose verdicts a terminal has room for in full; of more, the report tells them."""
 ACROSS = 3
 """Policies side by side: as many as 80 columns hold with their intervals."""
 
@@ -23,10 +26,15 @@ _STYLE = {Standing.WINS: "green", Standing.LOSES: "red"}
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The verdict, the figures, how the rules were tuned, and what to mind."""
+    best = lead(comparison)
+    if best is not None:
+        console.print(Text(best.sentence, style="bold"))
+        for detail in best.details:
+            console.print(Padding(Text(detail), (0, 0, 0, 2)))
     for verdict in verdicts(comparison):
         badge = Text(f"{verdict.standing}: ", style=_STYLE.get(verdict.standing, "bold"))
-        console.print(badge + Text(verdict.headline, style="bold"))
-        for detail in verdict.details:
+        console.print(badge + Text(verdict.headline))
+        for detail in verdict.details if len(comparison.policies) <= FEW else ():
             console.print(Padding(Text(detail), (0, 0, 0, 2)))
     for start in range(0, len(comparison.policies), ACROSS):
         console.print(_figures(comparison, comparison.policies[start : start + ACROSS]))

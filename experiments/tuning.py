@@ -86,8 +86,7 @@ def tune(
         assert load is not None
         spaces = {name: bench.space(name, spec, load) for name, spec in rules.items()}
         searches = _searched(bench, spaces, train, trace, start, tuned)
-        for name, search in searches.items():
-            found[name] = {**spaces[name].shipped, **search.chosen.options}
+        found.update({name: dict(search.chosen.options) for name, search in searches.items()})
         curves.update(bench.curves(trace, start, found, spaces))
 
     target, fallback = _fallback(bench, found)

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
-from experiments import curves
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import RunConfig
+from experiments.curve import cost_at
 from experiments.readable import (
     difference,
     difference_interval,
@@ -18,7 +18,6 @@ from experiments.readable import (
     percent,
 )
 from experiments.statistics import MIN_BLOCKS
-from experiments.sweep import Point
 from experiments.workbench import STATIC
 from policies import POLICIES
 from tuner.train.digests import trace_digest
@@ -57,11 +56,11 @@ class Verdict:
 
 
 def verdicts(comparison: Comparison) -> list[Verdict]:
-    """Every policy but the baseline against it, in the order of the comparison."""
+    """Every policy but baseline and bounds against the baseline, in the comparison's order."""
     return [
         _verdict(comparison, outcome)
         for outcome in comparison.policies
-        if outcome.name != comparison.baseline
+        if outcome.name not in (comparison.baseline, *BOUNDS)
     ]
 
 
@@ -80,7 +79,7 @@ def _missed_goals(comparison: Comparison) -> Iterator[str]:
     goal, missed = comparison.config.sweep.goal, []
     for outcome in comparison.policies:
         attainment = outcome.mean("slo_attainment")
-        if attainment < goal:
+        if attainment < goal and outcome.name not in BOUNDS:
             missed.append(f"{outcome.name} ({figure('slo_attainment', attainment)})")
     if missed:
         verb = "misses" if len(missed) == 1 else "miss"
@@ -101,12 +100,12 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
         (hindsight if search.hindsight else tuned_on.setdefault(search.trace, [])).append(name)
     if hindsight:
         yield (
-            f"{_listed(hindsight)} tuned on the very load that is compared here. That is "
+            f"{_were(hindsight)} tuned on the very load that is compared here. That is "
             "hindsight: on a load nobody has seen yet a rule does worse."
             + (" --train-trace tunes on another one." if tuning.hindsight else "")
         )
     for trace, names in tuned_on.items():
-        yield f"{_listed(names)} tuned on {trace}, not on the load that is compared here."
+        yield f"{_were(names)} tuned on {trace}, not on the load that is compared here."
     yield from _budget_notes(comparison)
     rules = {o.name: POLICIES[o.policy] for o in comparison.policies if o.policy in POLICIES}
     if rules:
@@ -119,8 +118,8 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
         )
 
 
-def _listed(names: Sequence[str]) -> str:
-    return f"{' and '.join(names)} {'was' if len(names) == 1 else 'were'}"
+def _were(names: Sequence[str]) -> str:
+    return f"{listed(names)} {'was' if len(names) == 1 else 'were'}"
 
 
 def _budget_notes(comparison: Comparison) -> Iterator[str]:
@@ -131,7 +130,7 @@ def _budget_notes(comparison: Comparison) -> Iterator[str]:
     for (trials, simulated_s), names in budgets.items():
         each = " each" if len(names) > 1 else ""
         yield (
-            f"{_listed(names)} tuned in {trials} trials, {simulated_s / 3600:,.1f} simulated "
+            f"{_were(names)} tuned in {trials} trials, {simulated_s / 3600:,.1f} simulated "
             f"hours{each}."
         )
     for outcome in comparison.policies:
@@ -347,20 +346,6 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
             f"{compared}."
         )
     return found
-
-
-def cost_at(points: Sequence[Point], attainment: float) -> float | None:
-    """GPU hours at which a rule's curve reaches an attainment, see `experiments.curves`."""
-    return curves.cost_at(map(_pair, points), attainment)
-
-
-def envelope(points: Sequence[Point]) -> list[Point]:
-    """The points worth having, cheapest first: no other one serves as well for less."""
-    return curves.envelope(points, _pair)
-
-
-def _pair(point: Point) -> curves.Pair:
-    return point.figures.slo_attainment, point.figures.gpu_hours
 
 
 def _signed_percent(share: float) -> str:

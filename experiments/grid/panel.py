@@ -12,15 +12,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from experiments.curves import cost_at
+from experiments.curve import cost_at
 from experiments.result import Floats
 from experiments.statistics import Interval
+from experiments.summary import Figures
+from experiments.sweep import Point
 
 RESAMPLES = 2000
 MIN_SCENARIOS = 5
@@ -148,11 +150,16 @@ def equal_attainment(case: Case, goal: float) -> dict[str, float]:
     whose curve never does are left out."""
     found = {}
     for policy, curve in case.summary["tuning"]["curves"].items():
-        points = [(p["slo_attainment"], p["gpu_hours"]) for p in curve["points"]]
-        cost = cost_at(points, goal)
+        cost = cost_at([_point(point) for point in curve["points"]], goal)
         if cost is not None:
             found[policy] = cost
     return found
+
+
+def _point(point: Mapping[str, Any]) -> Point:
+    """A point of a curve from `summary.json`; of its setting nothing is used."""
+    figures = {each.name: point.get(each.name, math.nan) for each in fields(Figures)}
+    return Point(math.nan, Figures(**figures))
 
 
 def _number(value: float | None) -> float:

@@ -26,7 +26,14 @@ class Colour:
     symbol: str
     """Marker in plots, by plotly's name."""
     dash: Dash
-    """Of lines, by plotly's name."""
+    """Of lines, see DASHES."""
+
+    @property
+    def pixels(self) -> str:
+        """The dash as plotly takes it."""
+        if self.dash == "solid":
+            return "solid"
+        return ",".join(f"{length}px" for length in DASHES[self.dash].split())
 
 
 FIXED: Mapping[str, Colour] = {
@@ -51,7 +58,7 @@ FIXED: Mapping[str, Colour] = {
 
 OTHERS: tuple[Colour, ...] = (
     Colour("#ea5d5b", "#cc6d4b", "star", "solid"),
-    Colour("#9377fe", "#db8ed0", "star-diamond", "dot"),
+    Colour("#9377fe", "#db8ed0", "star-diamond", "longdash"),
     Colour("#2e3801", "#d8e175", "hexagram", "dash"),
     Colour("#56309f", "#6c65c6", "star-square", "dash"),
 )
@@ -59,13 +66,13 @@ OTHERS: tuple[Colour, ...] = (
 
 DASHES: Mapping[Dash, str] = {
     "solid": "none",
-    "dot": "2 3",
-    "dash": "7 4",
-    "longdash": "12 4",
-    "dashdot": "7 3 2 3",
-    "longdashdot": "12 3 2 3",
+    "dot": "2 2",
+    "dash": "6 2",
+    "longdash": "12 2",
+    "dashdot": "6 2 2 2",
+    "longdashdot": "12 2 2 2",
 }
-"""As SVG's `stroke-dasharray`."""
+"""As SVG's `stroke-dasharray`. Gaps are short: a long one in a jagged line looks like no data."""
 
 
 def colours_of(policies: Iterable[str]) -> dict[str, Colour]:

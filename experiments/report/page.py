@@ -28,10 +28,11 @@ from experiments.report.tables import (
 )
 from experiments.report.template import render_template, swatch
 from experiments.report.timelines import time_axis, timelines
+from experiments.search import Search
 from experiments.settings import default_text, settings_of
 from experiments.summary import METRICS
 from experiments.sweep import Sweep
-from experiments.verdict import notes, verdicts
+from experiments.verdict import BOUNDS, notes, verdicts
 from policies import POLICIES
 from tuner.core.profile import ServingProfile
 
@@ -52,7 +53,13 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
     from markupsafe import Markup
 
     order = [outcome.name for outcome in ranked(comparison)]
-    colours = colours_of([*(o.name for o in comparison.policies), *comparison.tuning.curves])
+    colours = colours_of(
+        [
+            *(outcome.name for outcome in comparison.policies),
+            *comparison.tuning.curves,
+            *comparison.tuning.searches,
+        ]
+    )
     price, errors = price_of(comparison), error_rows(comparison.profile)
     return render_template(
         "page.html",
@@ -68,6 +75,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         lead=lead(comparison),
         verdicts=sorted(verdicts(comparison), key=lambda verdict: order.index(verdict.policy)),
         below=below_goal(comparison),
+        bounds=BOUNDS,
         notes=notes(comparison),
         order=order,
         usual=usual(comparison),
@@ -89,9 +97,12 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         sweep_columns=[m.label for m in METRICS if m.name in SWEEP_FIGURES],
         objectives=objectives(comparison),
         sweeps=[(sweep, sweep_rows(sweep)) for sweep in comparison.tuning.sweeps.values()],
-        curves=[]
-        if comparison.tuning.hindsight
-        else [(sweep, sweep_rows(sweep)) for sweep in comparison.tuning.curves.values()],
+        searches=[search_table(search) for search in comparison.tuning.searches.values()],
+        curves=[
+            (sweep, sweep_rows(sweep))
+            for name, sweep in comparison.tuning.curves.items()
+            if sweep != comparison.tuning.sweeps.get(name)
+        ],
         settings=[(name, *setting_rows(comparison, comparison[name])) for name in order],
         config=list(_flat(asdict(comparison.config))),
         profile=comparison.profile,
@@ -123,7 +134,8 @@ _AROUND_S = 1200.0
 def usual(comparison: Comparison) -> list[str]:
     """What a timeline shows at first: the best, the baseline, what was learned, who is next."""
     order = [outcome.name for outcome in ranked(comparison)]
-    learned = [name for name in order if comparison[name].policy not in POLICIES]
+    known = (*POLICIES, *BOUNDS)
+    learned = [name for name in order if comparison[name].policy not in known]
     first = list(dict.fromkeys([order[0], comparison.baseline, *learned]))[:FEW]
     rest = [name for name in order if name not in first]
     return first + rest[: (FEW if len(order) <= FEW else USUAL) - len(first)]
@@ -167,6 +179,35 @@ def sweep_rows(sweep: Sweep) -> list[SweepRow]:
         )
         for point in sweep.points
     ]
+
+
+@dataclass(frozen=True)
+class SearchTable:
+    """Every trial of a search, as the table shows it."""
+
+    policy: str
+    sentence: str
+    options: tuple[str, ...]
+    """What was searched: the first columns."""
+    rows: tuple[SweepRow, ...]
+    """Its `figures` begin with the value of each option, empty where it was left as shipped."""
+
+
+def search_table(search: Search) -> SearchTable:
+    """In the order in which the trials were run."""
+    options = tuple(dict.fromkeys(name for trial in search.trials for name in trial.options))
+    rows = [
+        SweepRow(
+            str(number) if trial.options else "as shipped",
+            (
+                *(setting_text(trial.options.get(name, "")) for name in options),
+                *(figure(name, getattr(trial.figures, name)) for name in SWEEP_FIGURES),
+            ),
+            trial == search.chosen,
+        )
+        for number, trial in enumerate(search.trials)
+    ]
+    return SearchTable(search.policy, search.sentence, options, tuple(rows))
 
 
 @dataclass(frozen=True)

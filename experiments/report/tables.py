@@ -11,6 +11,7 @@ from experiments.equal_attainment import EqualCost, equal_costs, levels
 from experiments.money import Bill, Price, bills, usd
 from experiments.readable import NOTHING, duration, figure, listed, percent, shown_interval
 from experiments.summary import METRICS
+from experiments.verdict import BOUNDS
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 
@@ -20,7 +21,7 @@ FEW = 4
 
 def title(comparison: Comparison) -> str:
     """What was compared on what."""
-    names = [outcome.name for outcome in comparison.policies]
+    names = [outcome.name for outcome in comparison.policies if outcome.name not in BOUNDS]
     what = listed(names) if len(names) <= FEW else f"{len(names)} policies"
     return f"{what} on {comparison.trace.name}"
 
@@ -113,7 +114,7 @@ def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
     """One metric of every policy, the best one marked."""
     better = _BY_NAME[name].better
     means = {outcome.name: outcome.mean(name) for outcome in comparison.policies}
-    known = [value for value in means.values() if value == value]
+    known = [mean for policy, mean in means.items() if mean == mean and policy not in BOUNDS]
     best = None
     if better != "neither" and len(set(known)) > 1:
         best = max(known) if better == "higher" else min(known)

@@ -289,7 +289,7 @@ def _lines(
                 "line": {
                     "color": token(name, colours),
                     "width": 1.4,
-                    "dash": colours[name].dash,
+                    "dash": colours[name].pixels,
                     "shape": "hv" if step else "linear",
                 },
                 "hovertemplate": "%{y:.3g}",

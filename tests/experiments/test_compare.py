@@ -136,7 +136,7 @@ def test_what_was_tuned_before_takes_the_place_of_a_search(tmp_path):
     second = toy_compare(
         tmp_path / "second",
         tuned=read_tuned([tmp_path / "hpa.yaml"]),
-        watch=lambda label, share: labels.append(label),
+        watch=lambda label, share, *_: labels.append(label),
     )
     assert not any(label.startswith("tuning: hpa") for label in labels)
     assert second["hpa"].options == first["hpa"].options

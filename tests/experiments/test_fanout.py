@@ -2,6 +2,7 @@ import os
 from dataclasses import dataclass
 
 import pytest
+from joblib import parallel_config
 
 from experiments.fanout import fan_out
 from tuner.core.errors import ConfigError
@@ -33,6 +34,12 @@ def test_one_job_runs_here_and_two_run_elsewhere():
     there = {pid for _, pid in fan_out([Square(1), Square(2)], 2)}
     assert here == {os.getpid()}
     assert os.getpid() not in there
+
+
+def test_runs_go_where_joblib_is_told_to_send_them():
+    with parallel_config(backend="threading"):
+        threads = {pid for _, pid in fan_out([Square(1), Square(2)], 2)}
+    assert threads == {os.getpid()}
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

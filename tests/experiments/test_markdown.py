@@ -13,7 +13,7 @@ from experiments.report.markdown import markdown
 from tests.experiments import toy
 
 RUN = {"command": "tuner compare --trace 'a|b.parquet' --out x", "commit": None}
-NAMES = (*(name for name in FIXED if "oracle" not in name), "r1_a*b-1.0.0")
+NAMES = (*(name for name in FIXED if "oracle" not in name), "r1_a*b|c-1.0.0")
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_says_verdict_notes_command_and_origin(text):
 
 def test_names_are_shown_as_they_are(text):
     assert "busy|day &lt;x&gt;" in text
-    assert r"r1\_a\*b-1.0.0" in text
+    assert r"r1\_a\*b\|c-1.0.0" in text
     assert not re.search(r"<(?!/?(details|summary)>)", text)
 
 

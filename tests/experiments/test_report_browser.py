@@ -11,7 +11,9 @@ pytest.importorskip("jinja2")
 
 from envs.workloads import WORKLOADS
 from experiments.compare_command import CompareRequest, compare_to_folder
+from experiments.executors import Executor
 from experiments.report.colours import FIXED
+from experiments.report.document import Document, Plot, Section, series, write_document
 from policies import POLICIES
 from tests.browser import Browser
 from tuner.data import write_trace
@@ -20,15 +22,15 @@ RIVALS = tuple(name for name in ("keda", "kpa", "ray-serve") if name in POLICIES
 CONFIG = """
 seeds: 2
 run: {max_replicas: 8, price_per_gpu_hour_usd: 2.5}
-sweep: {static_counts: [2, 4], hpa_targets: [1000, 2000]}
+sweep: {static_counts: [1, 2], hpa_targets: [1000, 2000]}
 """
 
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A real simulation of a quarter of an hour, compared and written as `tuner compare` does."""
+    """A real simulation of an hour and a half, compared and written as `tuner compare` does."""
     folder = tmp_path_factory.mktemp("browser")
-    write_trace(WORKLOADS["deepseek-r1-day"](0.25, 3, 2.0), folder / "load.parquet")
+    write_trace(WORKLOADS["deepseek-r1-day"](1.5, 3, 0.6), folder / "load.parquet")
     (folder / "compare.yaml").write_text(CONFIG, encoding="utf-8")
     request = CompareRequest(
         trace=folder / "load.parquet",
@@ -36,7 +38,7 @@ def report(tmp_path_factory):
         policies=("static", "hpa", *RIVALS),
         out=folder / "out",
         config=folder / "compare.yaml",
-        jobs=1,
+        executor=Executor(jobs=1),
     )
     comparison = compare_to_folder(request, console=Console(quiet=True))
     return comparison, folder / "out" / "report.html"
@@ -111,7 +113,7 @@ def test_a_link_to_the_worst_minutes_zooms_the_timelines_there(opened):
     box = f"""document.querySelector('.chips[data-plot="timelines"] [value="{link["policy"]}"]')"""
     opened.value(f"{box}.checked && {box}.click()")
     opened.value("""document.querySelector('a[data-plot="timelines"]').click()""")
-    assert opened.value(RANGE) == [float(link["from"]), float(link["to"])]
+    assert opened.value(RANGE) == [float(link["from"]), float(link["to"])] != whole
     assert f"Replicas of {link['policy']}" in titles(opened)
     opened.scheme("dark")  # a redraw keeps it
     assert opened.value(RANGE) == [float(link["from"]), float(link["to"])]
@@ -139,6 +141,16 @@ def test_a_phone_scrolls_down_only(opened):
     width = """document.getElementById("plot-timelines").layout.width"""
     assert opened.value(width) < 390
     opened.resize(1280)
+
+
+def test_other_pages_are_drawn_too(browser, tmp_path):
+    line = {"type": "scatter", "x": [1, 2], "y": [3, 1], "line": {"color": series(0)}}
+    plot = Plot("any", {"data": [line], "layout": {"height": 200}})
+    page = Document("A page", "Of a plot.", "tuner", "tuner", [Section("One", plots=[plot])])
+    write_document(page, tmp_path / "page.html")
+    browser.open(tmp_path / "page.html")
+    assert browser.complaints() == []
+    assert browser.value("document.querySelectorAll('#plot-any .js-line').length") == 1
 
 
 def test_it_prints_light_and_with_its_plots(browser, report):

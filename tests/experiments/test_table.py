@@ -38,6 +38,7 @@ def test_every_figure_and_policy_is_shown(shown):
 def test_verdict_interval_sweep_and_notes_are_shown(shown):
     flat = " ".join(shown.split())
     for words in (
+        "is the best of 4: it serves",
         "deepseek-r1-1.0.0 costs less and serves worse than hpa",
         "mean over 3 seeds, 95 % interval below",
         "static with 3 replicas is the cheapest",

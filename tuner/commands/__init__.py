@@ -29,6 +29,7 @@ from tuner.commands import (
     status,
     trace,
     train,
+    tune,
 )
 
 COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
@@ -49,5 +50,6 @@ COMMANDS: dict[str, typer.Typer | Callable[..., Any]] = {
     "status": status.command,
     "trace": trace.app,
     "train": train.command,
+    "tune": tune.command,
 }
 """Name -> a Typer app with sub-commands, or the function of a single command."""

@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from tuner.commands.executors import ExecutorKind, ExecutorOption, JobsOption, RayAddressOption
 from tuner.commands.gaps import Gaps, GapsOption
 from tuner.commands.startup import StartupOption
 
@@ -28,7 +29,7 @@ def command(
     profile: Annotated[str, typer.Option(help="Serving profile: a built-in name or a YAML file.")],
     policies: Annotated[
         str,
-        typer.Option(metavar="A,B,C", help="Policies: static, hpa, or folders of trained bundles."),
+        typer.Option(metavar="A,B,C", help="Policies: rules, or folders of trained bundles."),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it is made.")],
     seeds: Annotated[
@@ -38,7 +39,7 @@ def command(
     train_trace: Annotated[
         Path | None,
         typer.Option(
-            help="Trace on which static and hpa are tuned. Without it they are tuned on --trace "
+            help="Trace on which the rules are tuned. Without it they are tuned on --trace "
             "itself, which is hindsight."
         ),
     ] = None,
@@ -51,8 +52,7 @@ def command(
         typer.Option(
             "--set",
             metavar="POLICY.OPTION=VALUE",
-            help="Parameter of a policy; may be repeated. static.replicas and hpa.target take the "
-            "place of their sweeps.",
+            help="Parameter of a policy; may be repeated. It is not searched then.",
         ),
     ] = None,
     config: Annotated[
@@ -76,19 +76,38 @@ def command(
             "minimum the policy raises (floor: adds, never takes away). (default direct)"
         ),
     ] = None,
-    jobs: Annotated[
-        int | None, typer.Option(help="Runs at once. (default one per core)", min=1)
+    tuned: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE|DIR",
+            help="What `tuner tune` found, in place of a search; may be repeated.",
+        ),
     ] = None,
+    cells: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder in which finished runs are kept until all are. (default OUT.cells)"
+        ),
+    ] = None,
+    keep_cells: Annotated[
+        bool, typer.Option("--keep-cells", help="Keep them afterwards, for the next comparison.")
+    ] = False,
+    jobs: JobsOption = None,
+    executor: ExecutorOption = ExecutorKind.LOCAL,
+    ray_address: RayAddressOption = None,
     gaps: GapsOption = Gaps.KEEP,
     as_json: Annotated[bool, typer.Option("--json", help="Print summary.json.")] = False,
 ) -> None:
     """Compare policies on a recorded load, with the same seeds and tuned rivals.
 
-    First the count of static and the target of hpa are found by a sweep, then
-    every policy runs with every seed. The numbers do not depend on --jobs.
+    First every rule's parameters are searched, in one budget of trials, then
+    every policy runs with every seed. Rules run at their own period, and under
+    the bounds of the knobs alone. The numbers do not depend on --jobs.
 
-    Writes DIR/report.html, DIR/summary.json, DIR/requests.parquet,
-    DIR/ticks.parquet and DIR/run.json.
+    Killed on its way, the same command goes on: finished runs are kept.
+
+    Writes DIR/report.html, DIR/report.md, DIR/summary.json,
+    DIR/requests.parquet, DIR/ticks.parquet and DIR/run.json.
 
     Examples:
 
@@ -107,6 +126,7 @@ def command(
     """
     from experiments.compare_command import CompareRequest, compare_to_folder
     from experiments.comparison import comparison_summary
+    from experiments.executors import Executor
     from experiments.table import print_comparison
 
     request = CompareRequest(
@@ -122,7 +142,10 @@ def command(
         oracle=oracle,
         startup=startup.value if startup else None,
         authority=authority.value if authority else None,
-        jobs=jobs,
+        tuned=tuned or [],
+        cells=cells,
+        keep_cells=keep_cells,
+        executor=Executor(executor.value, jobs, ray_address),
         gaps=gaps.value,
     )
     comparison = compare_to_folder(request, console=Console(stderr=True))

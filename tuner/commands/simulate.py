@@ -91,7 +91,8 @@ def command(
       --policy hpa --set target=900 --startup cold --drain-timeout 180
       --crashes 0.01 --out runs/rough
     """
-    from experiments.simulate import SimulateRequest, parse_options, print_figures, simulate
+    from experiments.options import parse_options
+    from experiments.simulate import SimulateRequest, print_figures, simulate
     from experiments.summary import simulation_summary
     from tuner.core.slo import Slo
 

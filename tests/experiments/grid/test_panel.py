@@ -3,7 +3,6 @@ import math
 import numpy as np
 import pytest
 
-from experiments.curves import cost_at
 from experiments.grid.findings import findings_of, tables, verdict
 from experiments.grid.panel import (
     Case,
@@ -83,19 +82,6 @@ def test_nobody_who_reaches_the_goal_leaves_the_run_out():
         [ratios["hpa"], np.array([1.0, 1.5, math.inf])], np.array([1.0, 1.5, 3.0])
     )
     np.testing.assert_allclose(profile, [1 / 3, 2 / 3, 2 / 3])
-
-
-@pytest.mark.parametrize(
-    ("attainment", "cost"),
-    [
-        (0.95, 4.0),  # the first point serves better than that
-        (0.99, 6.0 + 4.0 * 0.005 / 0.01),  # half way between the second and the third
-        (0.999, None),
-    ],
-)
-def test_cost_on_a_curve(attainment, cost):
-    points = [(0.97, 4.0), (0.96, 5.0), (0.985, 6.0), (0.995, 10.0)]
-    assert cost_at(points, attainment) == (None if cost is None else pytest.approx(cost))
 
 
 def test_a_grid_in_words_and_tables():

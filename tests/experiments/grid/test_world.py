@@ -2,10 +2,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from envs.simulator.step_time import seconds_by_batch
 
 from experiments.grid.world import burst_s, generated, of_unit, scaled, with_cold_start
 from tuner.core.errors import ConfigError
+from tuner.core.step_time import seconds_by_batch
 from tuner.core.trace import Gap, Trace
 from tuner.data import load_profile
 
