@@ -15,7 +15,7 @@ from experiments.config import CompareConfig
 from experiments.fanout import Watch, fan_out, silent
 from experiments.folder import join_requests, write_ticks
 from experiments.job import Job, RunDigest, Runner, RunTask
-from experiments.oracles import find_oracles
+from experiments.oracles import PlanRunner, find_oracles
 from experiments.result import Floats
 from experiments.statistics import (
     MIN_BLOCKS,
@@ -91,7 +91,8 @@ def compare(
         train_trace: what the rules are tuned on; None: `trace` itself, which is hindsight.
         baseline: the policy that the others are measured against; None: hpa, or the first one
             where hpa is not compared.
-        oracle: whether to find what was possible with the load known, in the simulator.
+        oracle: whether to find what was possible with the load known, and to show the oracles
+            beside the policies.
         jobs: processes at once.
         watch: told how far each run is.
 
@@ -109,6 +110,16 @@ def compare(
     bench.check(policies)
     tuning = tune(bench, policies, trace, train_trace)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
+    oracles = None
+    if oracle:
+        start = tuning.initial_replicas
+        oracles = find_oracles(
+            trace, profile, config, seeds=seeds, initial_replicas=start, jobs=jobs, watch=watch
+        )
+        policies = {**policies, **{name: name for name in oracles.frontiers}}
+        tuning = replace(tuning, curves={**tuning.curves, **oracles.curves()})
+        runner = PlanRunner(oracles.plans(), runner)
+        bench = replace(bench, runner=runner, given={**bench.given, **oracles.options()})
     all_jobs = [
         tuned_job(bench, tuning, name, spec, seed)
         for name, spec in policies.items()
@@ -141,12 +152,6 @@ def compare(
         for place, name in enumerate(policies)
     }
     outcomes = _outcomes(policies, all_jobs, runs, baseline, config)
-    oracles = None
-    if oracle:
-        start = tuning.initial_replicas
-        oracles = find_oracles(
-            trace, profile, config, seeds=seeds, initial_replicas=start, jobs=jobs, watch=watch
-        )
     return Comparison(trace, profile, config, baseline, seeds, outcomes, tuning, oracles)
 
 

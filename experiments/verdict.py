@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
-from experiments import equal_attainment
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import RunConfig
+from experiments.curve import cost_at
 from experiments.readable import (
     difference,
     difference_interval,
@@ -17,7 +17,6 @@ from experiments.readable import (
     percent,
 )
 from experiments.statistics import MIN_BLOCKS
-from experiments.sweep import Point
 from tuner.train.digests import trace_digest
 
 EVEN_ATTAINMENT = 0.0005
@@ -289,15 +288,6 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
             f"{compared}."
         )
     return found
-
-
-def cost_at(points: Sequence[Point], attainment: float) -> float | None:
-    """GPU hours at which a rule's curve reaches an attainment; None where it never does.
-
-    See `experiments.equal_attainment.cost_at`.
-    """
-    pairs = ((point.figures.slo_attainment, point.figures.gpu_hours) for point in points)
-    return equal_attainment.cost_at(pairs, attainment)
 
 
 def _signed_percent(share: float) -> str:

@@ -13,9 +13,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from experiments.config import RunConfig
-from experiments.fanout import Watch, fan_out
-from experiments.oracles.fleet import FleetRun, FleetTask, by_tick, ticks_of
-from experiments.result import Floats
+from experiments.fanout import Progress, Watch, fan_out
+from experiments.oracles.runner import HOLD
+from experiments.result import Floats, Ints
+from experiments.run import run
+from policies import RulePolicy, StaticRule
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 
@@ -49,7 +51,7 @@ class MissTable:
     def need(self) -> Floats:
         """`(ticks,)` replicas that serve a tick as well as the largest fleet does, but for 1 %."""
         least = self.missed[:, -1] + 0.01 * self.arrivals
-        return 1.0 + (self.missed <= least[:, None]).argmax(axis=1)
+        return (self.missed <= least[:, None]).argmax(axis=1) + 1.0
 
 
 @dataclass
@@ -70,12 +72,13 @@ class _Piece:
     step: int
     """Between two counts that are tried."""
     goal: float
-    tried: dict[int, FleetRun] = field(default_factory=dict)
+    tried: dict[int, Ints] = field(default_factory=dict)
+    """Count -> `(lead-in, ticks and what follows,)` requests missed by tick."""
 
     def missed(self, count: int) -> Floats:
         """`(ticks,)` requests that a count misses."""
-        run = self.tried[count].missed[self.lead_in : self.lead_in + self.ticks]
-        return run.astype(np.float64)
+        own = self.tried[count][self.lead_in : self.lead_in + self.ticks]
+        return own.astype(np.float64)
 
     def served(self, count: int) -> float:
         """Share (0-1) of the requests that a count serves."""
@@ -190,20 +193,55 @@ def _between(trace: Trace, from_s: float, to_s: float) -> slice:
     return slice(int(first), int(last))
 
 
+@dataclass(frozen=True)
+class _MissTask:
+    """A fixed fleet on a piece; gives the requests missed by tick of their arrival."""
+
+    trace: Trace = field(repr=False)
+    profile: ServingProfile = field(repr=False)
+    count: int
+    config: RunConfig
+    seed: int
+    label: str
+
+    def __call__(self, progress: Progress) -> Ints:
+        result = run(
+            self.trace,
+            self.profile,
+            RulePolicy("static", StaticRule({"replicas": self.count})),
+            config=self.config,
+            seed=self.seed,
+            fallback=HOLD,
+            progress=progress,
+        )
+        missed = ~result.requests.met(self.config.slo)
+        tick_s = self.config.tick_s
+        return by_tick(result.requests.arrival_s[missed], tick_s, ticks_of(self.trace, tick_s))
+
+
 def _task(
     piece: _Piece, count: int, profile: ServingProfile, config: RunConfig, seed: int
-) -> FleetTask:
-    ticks = piece.lead_in + piece.ticks
-    at_s = piece.first * config.tick_s
-    return FleetTask(
+) -> _MissTask:
+    return _MissTask(
         trace=piece.trace,
         profile=profile,
-        wanted=np.full(max(ticks, ticks_of(piece.trace, config.tick_s)), count),
+        count=count,
         config=replace(
             config,
             initial_replicas=count,
             overtime_s=min(config.overtime_s, OVERTIME_S),
         ),
         seed=seed,
-        label=f"oracle: {count} replicas from {at_s:.0f} s",
+        label=f"oracles: {count} replicas from {piece.first * config.tick_s:.0f} s",
     )
+
+
+def ticks_of(trace: Trace, tick_s: float) -> int:
+    """Ticks from the trace's start to its last arrival, the last one included."""
+    return int(trace.last_arrival_s // tick_s) + 1
+
+
+def by_tick(at_s: Floats, tick_s: float, ticks: int) -> Ints:
+    """`(ticks,)` how many of these moments lie in each tick."""
+    tick = np.minimum((at_s / tick_s).astype(np.int64), ticks - 1)
+    return np.bincount(tick, minlength=ticks)

@@ -5,11 +5,12 @@ import pytest
 from envs.config import FailureConfig
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig, RunConfig
+from experiments.curve import cost_at
 from experiments.job import RunDigest
 from experiments.summary import METRICS, Figures
 from experiments.sweep import Point, Sweep
 from experiments.tuning import Tuning
-from experiments.verdict import Standing, cost_at, notes, verdicts
+from experiments.verdict import Standing, notes, verdicts
 from tests.experiments import toy
 from tuner.core.trace import Gap
 from tuner.train.digests import trace_digest
