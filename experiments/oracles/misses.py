@@ -51,7 +51,8 @@ class MissTable:
     def need(self) -> Floats:
         """`(ticks,)` replicas that serve a tick as well as the largest fleet does, but for 1 %."""
         least = self.missed[:, -1] + 0.01 * self.arrivals
-        return (self.missed <= least[:, None]).argmax(axis=1) + 1.0
+        counts: Floats = (self.missed <= least[:, None]).argmax(axis=1) + 1.0
+        return counts
 
 
 @dataclass
