@@ -27,8 +27,8 @@ LEAD_IN_S, LEAD_OUT_S = 300.0, 300.0
 """Load before and after it that is not."""
 OVERTIME_S = 900.0
 """Longest time for the last answers of a piece; what takes longer is missed in all but name."""
-ENOUGH = 0.999
-"""A count that serves so much of a piece is enough: larger ones are not tried."""
+ENOUGH = 0.2
+"""A count that misses this share of what the goal allows is enough: larger ones are not tried."""
 NO_BETTER = 0.0005
 """Nor are they where a count serves the goal and this share more or less than the one before: what
 is left is missed by a fleet of any size."""
@@ -73,17 +73,12 @@ class _Piece:
     step: int
     """Between two counts that are tried."""
     goal: float
-    tried: dict[int, Ints] = field(default_factory=dict)
-    """Count -> `(lead-in, ticks and what follows,)` requests missed by tick."""
-
-    def missed(self, count: int) -> Floats:
-        """`(ticks,)` requests that a count misses."""
-        own = self.tried[count][self.lead_in : self.lead_in + self.ticks]
-        return own.astype(np.float64)
+    tried: dict[int, Floats] = field(default_factory=dict)
+    """Count -> `(ticks,)` requests that it misses."""
 
     def served(self, count: int) -> float:
         """Share (0-1) of the requests that a count serves."""
-        return 1.0 - float(self.missed(count).sum() / self.arrivals.sum())
+        return 1.0 - float(self.tried[count].sum() / self.arrivals.sum())
 
     def next_counts(self, most: int) -> list[int]:
         """What to try next: from the guess on up to a count that is enough and down to one that is
@@ -100,7 +95,7 @@ class _Piece:
 
     def _is_enough(self, count: int) -> bool:
         served = self.served(count)
-        if served >= ENOUGH:
+        if 1.0 - served <= ENOUGH * (1.0 - self.goal):
             return True
         before = [self.served(other) for other in self.tried if other < count]
         return served >= self.goal and bool(before) and served - max(before) < NO_BETTER
@@ -108,7 +103,7 @@ class _Piece:
     def table(self, most: int) -> Floats:
         """`(ticks, most)`: lines between the counts tried, all requests below the smallest."""
         tried = sorted(self.tried)
-        known = np.array([self.missed(count) for count in tried])
+        known = np.array([self.tried[count] for count in tried])
         if tried[0] > 1:
             tried, known = [0, *tried], np.vstack([self.arrivals, known])
         counts = np.arange(1, most + 1)
@@ -147,7 +142,7 @@ def measure_misses(
         tasks = [_task(piece, count, profile, config, seed) for piece, count in wanted]
         runs = fan_out(tasks, jobs, watch)
         for (piece, count), found in zip(wanted, runs, strict=True):
-            piece.tried[count] = found
+            piece.tried[count] = found[piece.lead_in : -1].astype(np.float64)
     missed = np.zeros((ticks_of(trace, tick_s), most))
     for piece in pieces:
         missed[piece.first : piece.first + piece.ticks] = piece.table(most)
@@ -200,6 +195,8 @@ class _MissTask:
 
     trace: Trace = field(repr=False)
     profile: ServingProfile = field(repr=False)
+    ticks: int
+    """The last one stands for all that come later, too."""
     count: int
     config: RunConfig
     seed: int
@@ -216,8 +213,7 @@ class _MissTask:
             progress=progress,
         )
         missed = ~result.requests.met(self.config.slo)
-        tick_s = self.config.tick_s
-        return by_tick(result.requests.arrival_s[missed], tick_s, ticks_of(self.trace, tick_s))
+        return by_tick(result.requests.arrival_s[missed], self.config.tick_s, self.ticks)
 
 
 def _task(
@@ -226,6 +222,7 @@ def _task(
     return _MissTask(
         trace=piece.trace,
         profile=profile,
+        ticks=piece.lead_in + piece.ticks + 1,
         count=count,
         config=replace(
             config,

@@ -254,6 +254,15 @@ def test_the_queue_of_the_noon_does_not_reach_the_night():
     assert table_of(noon_and_night).missed[night, 0].sum() < 10
 
 
+def test_silence_needs_nobody():
+    """An hour without load between two of them: pieces without a request, and ends of pieces."""
+    silent_hour = load(0.5, 0.0, 0.0, 0.0, 0.0, 0.5, length_s=700.0)
+    table = table_of(silent_hour, around=1)
+    assert table.missed.shape == (280, 6)
+    assert table.missed[47:233].sum() == 0
+    assert (table.need == 1).all()
+
+
 def test_moments_are_counted_in_the_tick_they_lie_in():
     assert by_tick(np.array([0.0, 14.9, 15.0, 31.0, 99.0]), 15.0, 3).tolist() == [2, 1, 2]
     assert ticks_of(SURGE, 15.0) == 96
