@@ -27,7 +27,7 @@ demo: setup ## train a small policy on the built-in day, compare it, write demo/
 	$(BIN)/tuner trace generate --workload deepseek-r1-day --hours 24 --seed 1 --out demo/train.parquet
 	$(BIN)/tuner trace generate --workload deepseek-r1-day --hours 24 --seed 2 --out demo/day.parquet
 	$(BIN)/tuner train --trace demo/train.parquet --profile $(DEMO_PROFILE) --steps $(DEMO_STEPS) --seed 1 --out demo/policy-1.0.0
-	$(BIN)/tuner compare --trace demo/day.parquet --train-trace demo/train.parquet --profile $(DEMO_PROFILE) --policies static,hpa,demo/policy-1.0.0 --seeds 3 --out demo
+	$(BIN)/tuner compare --trace demo/day.parquet --train-trace demo/train.parquet --profile $(DEMO_PROFILE) --policies static,hpa,demo/policy-1.0.0 --seeds 3 --no-oracle --out demo
 	@echo; echo "Open demo/report.html in a browser."
 
 # The tests make it themselves when they need it; this does it ahead, or says why it cannot.

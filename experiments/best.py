@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.equal_attainment import equal_costs, levels
 from experiments.money import price_of, usd
+from experiments.oracles import CLAIRVOYANT
 from experiments.readable import MINUS, figure, interval, percent
 from experiments.statistics import seeds_interval
-from experiments.verdict import BOUNDS, EVEN_COST, ORACLE
+from experiments.verdict import BOUNDS, CLAIRVOYANT, EVEN_COST
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,8 @@ def _to_the_bound(comparison: Comparison, first: PolicyOutcome) -> list[str]:
         if level == goal and cost.regret is not None:
             more = f"{percent(abs(cost.regret))} {'more' if cost.regret >= 0 else 'less'}"
             return [
-                f"At the goal it needs {more} than {ORACLE}, which knows the load in advance and "
-                "starts replicas as slowly as everyone: that much is left to gain."
+                f"At the goal it needs {more} than {CLAIRVOYANT}, which knows the load in advance "
+                "and starts replicas as slowly as everyone: that much is left to gain."
             ]
     return []
 

@@ -18,7 +18,7 @@ from experiments.digest import RunDigest
 from experiments.fanout import Watch, silent
 from experiments.folder import join_requests, write_ticks
 from experiments.job import Job, Runner, RunTask
-from experiments.oracles import find_oracles
+from experiments.oracles import PlanRunner, find_oracles
 from experiments.result import Floats
 from experiments.statistics import (
     MIN_BLOCKS,
@@ -98,7 +98,8 @@ def compare(
         train_trace: what the rules are tuned on; None: `trace` itself, which is hindsight.
         baseline: the policy that the others are measured against; None: hpa, or the first one
             where hpa is not compared.
-        oracle: whether to find what was possible with the load known, in the simulator.
+        oracle: whether to find what was possible with the load known, and to show the oracles
+            beside the policies.
         jobs: processes at once.
         watch: told how far each run is.
         tuned: policy -> what was found for it before, in place of its search.
@@ -119,19 +120,7 @@ def compare(
             profile, config, runner, overrides or {}, cells or Cells(Path(own)), jobs, watch
         )
         bench.check(policies)
-        comparison = _compared(bench, policies, folder, trace, train_trace, baseline, tuned)
-    if not oracle:
-        return comparison
-    oracles = find_oracles(
-        trace,
-        profile,
-        config,
-        seeds=comparison.seeds,
-        initial_replicas=comparison.tuning.initial_replicas,
-        jobs=jobs,
-        watch=watch,
-    )
-    return replace(comparison, oracles=oracles)
+        return _compared(bench, policies, folder, trace, train_trace, baseline, oracle, tuned)
 
 
 def _compared(
@@ -141,11 +130,28 @@ def _compared(
     trace: Trace,
     train_trace: Trace | None,
     baseline: str,
+    oracle: bool,
     tuned: Mapping[str, Tuned] | None,
 ) -> Comparison:
     config = bench.config
     tuning = tune(bench, policies, trace, train_trace, tuned)
     seeds = tuple(range(FIRST_SEED, FIRST_SEED + config.seeds))
+    oracles = None
+    if oracle:
+        oracles = find_oracles(
+            trace,
+            bench.profile,
+            config,
+            seeds=seeds,
+            initial_replicas=tuning.initial_replicas,
+            cells=bench.cells,
+            jobs=bench.jobs,
+            watch=bench.watch,
+        )
+        policies = {**policies, **{name: name for name in oracles.frontiers}}
+        tuning = replace(tuning, curves={**tuning.curves, **oracles.curves()})
+        runner = PlanRunner(oracles.plans(), bench.runner)
+        bench = replace(bench, runner=runner, given={**bench.given, **oracles.options()})
     all_jobs = [
         tuned_job(bench, tuning, name, spec, seed)
         for name, spec in policies.items()
@@ -181,7 +187,7 @@ def _compared(
         for place, name in enumerate(policies)
     }
     outcomes = _outcomes(policies, all_jobs, runs, baseline, config)
-    return Comparison(trace, bench.profile, config, baseline, seeds, outcomes, tuning)
+    return Comparison(trace, bench.profile, config, baseline, seeds, outcomes, tuning, oracles)
 
 
 def _outcomes(

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from experiments.comparison import Comparison
 from experiments.curve import cost_at
+from experiments.oracles import CLAIRVOYANT
 from experiments.sweep import Point
-from experiments.verdict import ORACLE
 
 LEVELS = (0.99, 0.995)
 """Attainments that such fleets promise; the comparison's own goal stands beside them."""
@@ -33,7 +33,7 @@ def levels(comparison: Comparison) -> tuple[float, ...]:
 
 def equal_costs(comparison: Comparison) -> dict[str, tuple[EqualCost, ...]]:
     """Policy -> its cost at each of the levels."""
-    least = [_cost(comparison, ORACLE, level)[0] for level in levels(comparison)]
+    least = [_cost(comparison, CLAIRVOYANT, level)[0] for level in levels(comparison)]
     table = {}
     for outcome in comparison.policies:
         costs = []

@@ -9,6 +9,7 @@ from enum import StrEnum
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import RunConfig
 from experiments.curve import cost_at
+from experiments.oracles import CLAIRVOYANT, INSTANT
 from experiments.readable import (
     difference,
     difference_interval,
@@ -26,10 +27,7 @@ EVEN_ATTAINMENT = 0.0005
 """Half a request in a thousand: below it nobody would act on a difference of attainment."""
 EVEN_COST = 0.005
 """Half a percent of the cost: likewise."""
-ORACLE = "oracle-b"
-"""The bound that a policy's regret is measured against: it knows the future, and is bound by cold
-start and drain as everyone is."""
-BOUNDS = ("oracle-a", ORACLE)
+BOUNDS = (INSTANT, CLAIRVOYANT)
 """Not policies that anyone could run."""
 
 

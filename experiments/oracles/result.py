@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from experiments.curves import cost_at
-from experiments.oracles.fleet import FleetRun
+from experiments.curve import cost_at
+from experiments.digest import RunDigest
+from experiments.oracles.runner import PlannedFleet
+from experiments.summary import Figures
+from experiments.sweep import Point, Sweep
+from policies import OptionValue
 from policies.oracle import Plan
+
+CLAIRVOYANT = "oracle-b"
+"""Knows the load, and is bound by cold starts, which it knows in distribution only, and drains."""
+INSTANT = "oracle-a"
+"""The same with replicas that serve at once and at full speed: what a shorter cold start could
+save, and no goal for a policy."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,18 +29,24 @@ class OraclePoint:
     price_gpu_s: float
     """GPU-seconds that the plan would pay to serve one more request in time."""
     plan: Plan
-    runs: tuple[FleetRun, ...]
-    """One per seed, in the order of the seeds."""
+    runs: tuple[RunDigest, ...]
+    """One per seed, in the order of the seeds; of oracle A the first seed only."""
+
+    @property
+    def figures(self) -> Figures:
+        """Means over the seeds."""
+        rows = [asdict(run.figures) for run in self.runs]
+        return Figures(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})  # type: ignore[arg-type]
 
     @property
     def attainment(self) -> float:
         """Share of requests (0-1) that met every objective, mean over the seeds."""
-        return float(np.mean([run.attainment for run in self.runs]))
+        return self.figures.slo_attainment
 
     @property
     def gpu_hours(self) -> float:
         """Mean over the seeds."""
-        return float(np.mean([run.gpu_hours for run in self.runs]))
+        return self.figures.gpu_hours
 
 
 @dataclass(frozen=True)
@@ -58,13 +74,13 @@ class Frontier:
             return OracleOutcome(goal, min(good, key=lambda point: point.gpu_hours), True)
         return OracleOutcome(goal, max(self.points, key=lambda point: point.attainment), False)
 
-    def cost_at(self, attainment: float) -> float | None:
-        """GPU hours at an attainment, between two plans on the line between them; None beyond the
-        best and below the worst plan."""
-        if attainment < min(point.attainment for point in self.points):
-            return None
-        pairs = [(point.attainment, point.gpu_hours) for point in self.points]
-        return cost_at(pairs, attainment)
+    def curve(self, name: str, goal: float) -> Sweep:
+        """The same as what a swept rule shows: points, and the one for a goal."""
+        points = tuple(Point(point.price_gpu_s, point.figures) for point in self.points)
+        found = self.reaching(goal)
+        chosen = points[self.points.index(found.point)]
+        unit = "GPU-seconds per request in time"
+        return Sweep(name, "price_gpu_s", unit, goal, points, chosen, found.reached)
 
 
 @dataclass(frozen=True)
@@ -77,52 +93,64 @@ class Oracles:
 
     goals: tuple[float, ...]
     """Attainments (0-1) that plans were sought for, rising."""
+    goal: float
+    """The one that policies are tuned for."""
     seeds: tuple[int, ...]
     tick_s: float
     """Seconds between two counts of a plan."""
-    initial_replicas: int
-    clairvoyant: Frontier
-    """Oracle B: bound by cold starts, which it knows in distribution only, and by drains."""
-    instant: Frontier
-    """Oracle A: new replicas serve at once and at full speed; first seed only. No goal for a
-    policy, but what a shorter cold start could save."""
+    frontiers: Mapping[str, Frontier]
+    """INSTANT and CLAIRVOYANT -> its plans."""
 
-    def outcomes(self, frontier: Frontier) -> tuple[OracleOutcome, ...]:
-        """By goal."""
-        return tuple(frontier.reaching(goal) for goal in self.goals)
+    def outcomes(self, name: str) -> tuple[OracleOutcome, ...]:
+        """Of one oracle, by goal."""
+        return tuple(self.frontiers[name].reaching(goal) for goal in self.goals)
+
+    def curves(self) -> dict[str, Sweep]:
+        """Oracle -> cost against attainment."""
+        return {name: own.curve(name, self.goal) for name, own in self.frontiers.items()}
+
+    def plans(self) -> dict[str, PlannedFleet]:
+        """Oracle -> its plan for the goal that policies are tuned for."""
+        points = {name: own.reaching(self.goal).point for name, own in self.frontiers.items()}
+        return {
+            name: PlannedFleet(point.plan.wanted, name == INSTANT, point.price_gpu_s)
+            for name, point in points.items()
+        }
+
+    def options(self) -> dict[str, dict[str, OptionValue]]:
+        """Oracle -> options of its job, which say which plan it is."""
+        return {name: plan.options for name, plan in self.plans().items()}
 
 
 def regret(attainment: float, gpu_hours: float, oracles: Oracles) -> float | None:
     """What a policy costs over what oracle B does at the same attainment: 1.1 is 10 % more.
 
-    None where no plan attains as much, or all attain more.
+    Between two plans the line between them counts. None where no plan attains as much, or all
+    attain more.
     """
-    least = oracles.clairvoyant.cost_at(attainment)
+    curve = oracles.curves()[CLAIRVOYANT].points
+    if attainment < min(point.figures.slo_attainment for point in curve):
+        return None
+    least = cost_at(curve, attainment)
     return None if least is None or least <= 0 else gpu_hours / least
 
 
 def oracles_summary(oracles: Oracles) -> dict[str, object]:
-    """The part of `summary.json`: goals and frontiers, and the plans that reach the goals."""
+    """The part of `summary.json`: each oracle's plans for the goals, and its frontier."""
     return {
-        "initial_replicas": oracles.initial_replicas,
-        "tick_s": oracles.tick_s,
-        "clairvoyant": _frontier(oracles, oracles.clairvoyant),
-        "instant": _frontier(oracles, oracles.instant),
-    }
-
-
-def _frontier(oracles: Oracles, frontier: Frontier) -> dict[str, object]:
-    return {
-        "goals": [
-            {
-                "goal": outcome.goal,
-                "reached": outcome.reached,
-                **_point(outcome.point),
-                "replicas": _changes(outcome.point.plan.wanted, oracles.tick_s),
-            }
-            for outcome in oracles.outcomes(frontier)
-        ],
-        "points": [_point(point) for point in frontier.points],
+        name: {
+            "goals": [
+                {
+                    "goal": outcome.goal,
+                    "reached": outcome.reached,
+                    **_point(outcome.point),
+                    "replicas": _changes(outcome.point.plan, oracles.tick_s),
+                }
+                for outcome in oracles.outcomes(name)
+            ],
+            "points": [_point(point) for point in frontier.points],
+        }
+        for name, frontier in oracles.frontiers.items()
     }
 
 
@@ -132,14 +160,17 @@ def _point(point: OraclePoint) -> dict[str, object]:
         "gpu_hours": point.gpu_hours,
         "price_gpu_s": point.price_gpu_s,
         "per_seed": [
-            {"seed": run.seed, "slo_attainment": run.attainment, "gpu_hours": run.gpu_hours}
+            {
+                "seed": run.seed,
+                "slo_attainment": run.figures.slo_attainment,
+                "gpu_hours": run.figures.gpu_hours,
+            }
             for run in point.runs
         ],
     }
 
 
-def _changes(wanted: Sequence[int], tick_s: float) -> list[tuple[float, int]]:
+def _changes(plan: Plan, tick_s: float) -> list[tuple[float, int]]:
     """(s, replicas wanted from then on), where the count changes."""
-    counts = np.asarray(wanted)
-    ticks = [0, *(np.flatnonzero(np.diff(counts)) + 1).tolist()]
-    return [(tick * tick_s, int(counts[tick])) for tick in ticks]
+    ticks = [0, *(np.flatnonzero(np.diff(plan.wanted)) + 1).tolist()]
+    return [(tick * tick_s, int(plan.wanted[tick])) for tick in ticks]

@@ -9,14 +9,19 @@ the way is a point of the oracle's frontier.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
+from experiments.cells import Cells
 from experiments.config import CompareConfig, RunConfig
-from experiments.fanout import Watch, fan_out, silent
-from experiments.oracles.fleet import FleetRun, FleetTask
+from experiments.digest import RunDigest
+from experiments.fanout import Watch, silent
+from experiments.job import Job, RunTask
 from experiments.oracles.misses import MissTable, measure_misses
-from experiments.oracles.result import Frontier, OraclePoint, Oracles
+from experiments.oracles.result import CLAIRVOYANT, INSTANT, Frontier, OraclePoint, Oracles
+from experiments.oracles.runner import PlannedFleet, PlanRunner
 from experiments.oracles.start import start_of
 from experiments.sweep import SEED
 from policies.oracle import Plan, Start, cheapest_plan
@@ -25,11 +30,11 @@ from tuner.core.trace import Trace
 
 GOALS = (0.99, 0.995)
 """Attainments that reports compare costs at, beside the comparison's own goal."""
-PRICES = (1.25, 1.5, 2.0, 4.0, 8.0, 20.0, 60.0)
+PRICES = (1.25, 2.0, 4.0, 8.0, 24.0)
 """Of a missed request, in the cost of one that is served: below 1 a plan serves nobody; from about
 2 on it gives up what is dearest only."""
-GENEROUS = (4.0, 20.0, 60.0)
-"""The same for oracle A, of which the goals are asked only."""
+INSTANT_PRICES = (4.0, 16.0, 64.0)
+"""The same for oracle A, of which nothing but the goals is asked."""
 PILOT = 8.0
 """The price of the plan that shows how long drains take."""
 ROUNDS = 2
@@ -45,6 +50,7 @@ def find_oracles(
     *,
     seeds: Sequence[int],
     initial_replicas: int,
+    cells: Cells,
     jobs: int = 1,
     watch: Watch = silent,
 ) -> Oracles:
@@ -56,6 +62,7 @@ def find_oracles(
         config: objectives, router, tick, guardrails, failures, and the goal.
         seeds: of the runs that plans are judged by: those of the policies.
         initial_replicas: ready at the first arrival, as for the policies.
+        cells: where finished runs are kept and found again.
         jobs: processes at once.
         watch: told how far each run is.
     """
@@ -68,19 +75,24 @@ def find_oracles(
         around=initial_replicas,
         goal=max(goals),
         seed=SEED,
+        cells=cells,
         jobs=jobs,
         watch=watch,
     )
-    instant = replace(profile, startup=None)
-    bound = _Planner("oracle B", trace, profile, run, table, jobs, watch)
-    free = _Planner("oracle A", trace, instant, run, table, jobs, watch)
+    planners = {
+        name: _Planner(name, trace, profile, run, table, cells, jobs, watch)
+        for name in (INSTANT, CLAIRVOYANT)
+    }
     return Oracles(
         goals=goals,
+        goal=config.sweep.goal,
         seeds=tuple(seeds),
         tick_s=run.tick_s,
-        initial_replicas=initial_replicas,
-        clairvoyant=bound.frontier(PRICES, goals, seeds),
-        instant=free.frontier(GENEROUS, goals, seeds[:1]),
+        frontiers={
+            # Without a cold start to draw, one seed shows what the others would.
+            INSTANT: planners[INSTANT].frontier(INSTANT_PRICES, goals, seeds[:1]),
+            CLAIRVOYANT: planners[CLAIRVOYANT].frontier(PRICES, goals, seeds),
+        },
     )
 
 
@@ -93,6 +105,7 @@ class _Planner:
     profile: ServingProfile
     config: RunConfig
     table: MissTable
+    cells: Cells
     jobs: int
     watch: Watch
 
@@ -100,29 +113,27 @@ class _Planner:
         self, prices: Sequence[float], goals: Sequence[float], seeds: Sequence[int]
     ) -> Frontier:
         """Points at these prices (in the cost of a served request), and around the goals."""
-        need = float(self.table.need.sum())
+        need, tick_s = float(self.table.need.sum()), self.config.tick_s
         unit = need / len(self.trace)
-        start = start_of(
-            self.profile, self.config.tick_s, len(self.trace) / (need * self.config.tick_s)
-        )
+        start = Start.after(0)
+        if self.name != INSTANT:
+            start = start_of(self.profile, tick_s, len(self.trace) / (need * tick_s))
         pilot = self._plan(start, PILOT * unit, float(start.ticks))
-        (drained,) = self._runs([pilot], [f"{self.name}: how long drains take"], [SEED])
-        drain = drained[0].drain_s / self.config.tick_s
+        ((piloted,),) = self._runs({PILOT * unit: pilot}, [SEED], block_s=tick_s)
+        drain = _drain_ticks(piloted)
         found: dict[float, OraclePoint] = {}
-        known: dict[bytes, tuple[FleetRun, ...]] = {}
+        known: dict[bytes, tuple[RunDigest, ...]] = {}
 
-        def add(new: Sequence[float]) -> None:
-            plans = {price: self._plan(start, price, drain) for price in new}
+        def add(prices: Sequence[float]) -> None:
+            plans = {price: self._plan(start, price, drain) for price in prices}
             # Neighbouring prices often give the same plan.
-            fresh = {plan.wanted.tobytes(): (price, plan) for price, plan in plans.items()}
-            unknown = [fresh[key] for key in fresh if key not in known]
-            labels = [f"{self.name}: price {price:.3g}" for price, _ in unknown]
-            runs = self._runs([plan for _, plan in unknown], labels, seeds)
-            for (_, plan), own in zip(unknown, runs, strict=True):
-                known[plan.wanted.tobytes()] = own
+            first = {plan.wanted.tobytes(): price for price, plan in reversed(plans.items())}
+            new = {price: plans[price] for key, price in first.items() if key not in known}
+            for price, runs in zip(new, self._runs(new, seeds), strict=True):
+                known[plans[price].wanted.tobytes()] = runs
             for price, plan in plans.items():
-                runs_of = known[plan.wanted.tobytes()]
-                found[price] = OraclePoint(self._gpu_s(price), plan, runs_of)
+                runs = known[plan.wanted.tobytes()]
+                found[price] = OraclePoint(self._gpu_s(price), plan, runs)
 
         add([price * unit for price in prices])
         for _ in range(ROUNDS):
@@ -135,22 +146,30 @@ class _Planner:
         return cheapest_plan(self.table.missed, start, price=price, first=first, drain=drain)
 
     def _runs(
-        self, plans: Sequence[Plan], labels: Sequence[str], seeds: Sequence[int]
-    ) -> list[tuple[FleetRun, ...]]:
-        """The runs of each plan, one per seed."""
-        tasks = [
-            FleetTask(
-                self.trace, self.profile, plan.wanted, self.config, seed, f"{label}, seed {seed}"
-            )
-            for plan, label in zip(plans, labels, strict=True)
-            for seed in seeds
-        ]
-        runs = fan_out(tasks, self.jobs, self.watch)
+        self, plans: Mapping[float, Plan], seeds: Sequence[int], block_s: float | None = None
+    ) -> list[tuple[RunDigest, ...]]:
+        """The runs of each plan, one per seed; plans by their price."""
+        tasks = []
+        for price, plan in plans.items():
+            fleet = PlannedFleet(plan.wanted, self.name == INSTANT, self._gpu_s(price))
+            runner = PlanRunner({self.name: fleet})
+            for seed in seeds:
+                job = Job(self.name, self.name, fleet.options, self.config, seed)
+                label = f"{self.name}: {fleet.price_gpu_s:.3g} GPU-s per request, seed {seed}"
+                tasks.append(RunTask(runner, self.trace, self.profile, job, label, block_s=block_s))
+        runs = self.cells.run(tasks, self.jobs, self.watch)
         n = len(seeds)
         return [tuple(runs[place : place + n]) for place in range(0, len(runs), n)]
 
     def _gpu_s(self, price: float) -> float:
         return price * self.config.tick_s * self.profile.gpus_per_replica
+
+
+def _drain_ticks(run: RunDigest) -> float:
+    """Mean ticks that a dropped replica was still held; 0 where none was dropped."""
+    assert run.ticks is not None
+    dropped = float(np.maximum(-np.diff(run.ticks.wanted_replicas), 0).sum())
+    return float(run.ticks.draining_replicas.sum()) / dropped if dropped else 0.0
 
 
 def _next_prices(found: dict[float, OraclePoint], goals: Sequence[float]) -> Iterator[float]:

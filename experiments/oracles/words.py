@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from experiments.oracles.result import OracleOutcome, Oracles
+from experiments.oracles.result import CLAIRVOYANT, INSTANT, OracleOutcome, Oracles
 from experiments.readable import figure, percent
 
 
@@ -15,20 +15,19 @@ def oracle_sentences(oracles: Oracles, regrets: Mapping[str, float | None]) -> I
         oracles: what was found.
         regrets: policy -> GPU hours over oracle B's at the same attainment, None for none.
     """
-    pairs = zip(
-        oracles.outcomes(oracles.clairvoyant), oracles.outcomes(oracles.instant), strict=True
-    )
+    pairs = zip(oracles.outcomes(CLAIRVOYANT), oracles.outcomes(INSTANT), strict=True)
     for bound, free in pairs:
         yield (
             f"With the whole load known, {percent(bound.goal)} of the requests {_cost(bound)} "
-            f"(oracle B); if replicas also started at once, they {_cost(free)} (oracle A)"
+            f"({CLAIRVOYANT}); if replicas also started at once, they {_cost(free)} ({INSTANT})"
         )
     known = [f"{name} {value:.2f}" for name, value in regrets.items() if value is not None]
     beyond = [name for name, value in regrets.items() if value is None]
     if known:
-        yield f"Regret, GPU hours over oracle B's at the same attainment: {', '.join(known)}"
+        yield f"Regret, GPU hours over {CLAIRVOYANT}'s at the same attainment: {', '.join(known)}"
     if beyond:
-        yield f"No plan of oracle B serves as well or as badly as {', '.join(beyond)}: no regret"
+        names = ", ".join(beyond)
+        yield f"No plan of {CLAIRVOYANT} serves as well or as badly as {names}: no regret"
 
 
 def _cost(outcome: OracleOutcome) -> str:

@@ -9,10 +9,10 @@ from typing import Any
 
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.curve import envelope
+from experiments.oracles import CLAIRVOYANT
 from experiments.readable import figure
 from experiments.report.colours import Colour, token
 from experiments.sweep import Sweep
-from experiments.verdict import ORACLE
 
 LOWEST = 0.9
 """Attainment at which the plot begins, unless a policy lies lower: nobody operates below it."""
@@ -110,7 +110,7 @@ def _curve(
         "hoverinfo": "skip",
         "line": {
             "color": colour,
-            "width": 2.6 if sweep.policy == ORACLE else 1.4,
+            "width": 2.6 if sweep.policy == CLAIRVOYANT else 1.4,
             "dash": look.pixels,
         },
     }

@@ -50,7 +50,7 @@ def trace(tmp_path):
 def common(trace, out):
     return (
         *("compare", "--trace", trace, "--profile", "reference-affine", "--out", out),
-        *("--seeds", 2, "--jobs", 1),
+        *("--seeds", 2, "--jobs", 1, "--no-oracle"),
     )
 
 
@@ -96,6 +96,28 @@ def test_prints_the_verdict_and_where_the_report_is(tuner, trace, tmp_path):
     assert code == 0
     assert "SLO attainment" in printed
     assert f"report: {out / 'report.html'}" in printed.replace("\n", "")
+
+
+def test_shows_the_oracles_beside_the_policies_and_each_regret(tuner, trace, tmp_path):
+    out = tmp_path / "bounds"
+    config = tmp_path / "compare.yaml"
+    config.write_text("run: {max_replicas: 3}\n")
+    code, printed, _ = tuner(
+        *(*common(trace, out)[:-1], "--policies", "static", "--config", config),
+        *("--startup", "warm", "--set", "static.replicas=2"),
+    )
+    assert code == 0
+    summary = json.loads((out / "summary.json").read_text())
+    assert list(summary["policies"]) == ["static", "oracle-a", "oracle-b"]
+    assert [goal["goal"] for goal in summary["oracles"]["oracle-b"]["goals"]] == [0.99, 0.995]
+    static, bound = summary["policies"]["static"], summary["policies"]["oracle-b"]
+    assert bound["slo_attainment"] >= 0.99
+    assert bound["regret"] <= 1.0 < static["regret"]
+    assert bound["options"]["plan"]
+    assert "oracle-b" in summary["tuning"]["curves"]
+    assert f"static {static['regret']:.2f}" in printed
+    assert "With the whole load known, 99.0 % of the requests need" in printed
+    assert pq.read_metadata(out / "requests.parquet").num_rows == 3 * 2 * 400
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,8 @@ def command(
     oracle: Annotated[
         bool,
         typer.Option(
-            help="Also find what the cheapest fleet would have cost with the whole load known, and "
-            "each policy's regret: GPU hours over that. About 50 more runs."
+            help="Also find what a fleet would have cost at least with the whole load known, and "
+            "each policy's regret: GPU hours over that. It takes about 40 runs more."
         ),
     ] = True,
     startup: StartupOption = None,

@@ -10,15 +10,25 @@ import numpy as np
 import pytest
 
 from experiments.config import CompareConfig, RunConfig, SweepConfig
-from experiments.oracles import OraclePoint, find_oracles, oracles_summary, regret
-from experiments.oracles.fleet import HOLD, FleetTask, by_tick, ticks_of
-from experiments.oracles.misses import measure_misses
+from experiments.job import Job
+from experiments.oracles import (
+    CLAIRVOYANT,
+    INSTANT,
+    OraclePoint,
+    PlanRunner,
+    find_oracles,
+    oracles_summary,
+    regret,
+)
+from experiments.oracles.misses import by_tick, measure_misses, ticks_of
 from experiments.oracles.result import Frontier
+from experiments.oracles.runner import HOLD
 from experiments.oracles.start import start_draws_s, start_of
 from experiments.oracles.words import oracle_sentences
 from experiments.run import run
 from policies import RulePolicy, StaticRule
 from policies.oracle import PlanRule
+from tuner.core.errors import ConfigError
 from tuner.core.profile import Stage, Stages, Startup
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
@@ -36,7 +46,7 @@ CONFIG = CompareConfig(run=RUN)
 SEEDS = (1, 2)
 
 
-def silent_share(share):
+def silent(share):
     pass
 
 
@@ -75,17 +85,19 @@ def simulated(rule, seed, *, initial):
 
 
 def test_plans_hold_their_goals_in_the_simulator(oracles):
-    for outcome in oracles.outcomes(oracles.clairvoyant):
+    for outcome in oracles.outcomes(CLAIRVOYANT):
         assert outcome.reached
         again = [
             simulated(PlanRule(outcome.point.plan.wanted, RUN.tick_s), seed, initial=3)
             for seed in SEEDS
         ]
         served = [float(result.requests.met(RUN.slo).mean()) for result in again]
-        assert served == pytest.approx([run.attainment for run in outcome.point.runs], abs=1e-12)
+        assert served == pytest.approx(
+            [run.figures.slo_attainment for run in outcome.point.runs], abs=1e-12
+        )
         assert np.mean(served) >= outcome.goal
         hours = [result.gpu_hours for result in again]
-        assert hours == [run.gpu_hours for run in outcome.point.runs]
+        assert hours == [run.figures.gpu_hours for run in outcome.point.runs]
 
 
 def test_no_fixed_fleet_holds_a_goal_for_less_and_instant_starts_cost_no_more(oracles):
@@ -93,9 +105,7 @@ def test_no_fixed_fleet_holds_a_goal_for_less_and_instant_starts_cost_no_more(or
     for count in range(1, 5):
         result = simulated(StaticRule({"replicas": count}), 1, initial=count)
         statics[float(result.requests.met(RUN.slo).mean())] = result.gpu_hours
-    pairs = zip(
-        oracles.outcomes(oracles.clairvoyant), oracles.outcomes(oracles.instant), strict=True
-    )
+    pairs = zip(oracles.outcomes(CLAIRVOYANT), oracles.outcomes(INSTANT), strict=True)
     for bound, free in pairs:
         static = min(hours for served, hours in statics.items() if served >= bound.goal)
         assert bound.point.gpu_hours < 0.9 * static
@@ -104,29 +114,57 @@ def test_no_fixed_fleet_holds_a_goal_for_less_and_instant_starts_cost_no_more(or
 
 
 def test_orders_before_the_surge_and_leaves_after_it(oracles):
-    plan = oracles.outcomes(oracles.clairvoyant)[-1].point.plan
+    plan = oracles.outcomes(CLAIRVOYANT)[-1].point.plan
     most = plan.wanted[BEGIN:END].max()
     # A start takes 8 ticks in the median, and 14 at the most; the ramp comes after it.
-    assert plan.wanted[BEGIN - 6] > plan.wanted[BEGIN - 15]
-    assert plan.wanted[4 : BEGIN - 15].max() < most
+    assert plan.wanted[BEGIN - 8] > plan.wanted[4 : BEGIN - 18].max()
     assert plan.wanted[END + 6 :].max() < most
 
 
 def test_regret_of_a_plan_is_one_and_beyond_the_plans_there_is_none(oracles):
-    for outcome in oracles.outcomes(oracles.clairvoyant):
+    for outcome in oracles.outcomes(CLAIRVOYANT):
         point = outcome.point
         assert regret(point.attainment, point.gpu_hours, oracles) == pytest.approx(1.0)
         assert regret(point.attainment, 2 * point.gpu_hours, oracles) == pytest.approx(2.0)
-    served = [point.attainment for point in oracles.clairvoyant.points]
+    served = [point.attainment for point in oracles.frontiers[CLAIRVOYANT].points]
     assert regret(min(served) - 0.01, 1.0, oracles) is None
     assert regret(1.0001, 1.0, oracles) is None
 
 
-def test_a_run_can_be_sent_to_another_process():
-    task = FleetTask(load(1.0, length_s=60.0), PROFILE, np.array([3, 2, 2, 2]), RUN, 1, "sent")
-    here, there = task(silent_share), pickle.loads(pickle.dumps(task))(silent_share)
-    assert (here.attainment, here.gpu_hours) == (there.attainment, there.gpu_hours)
-    assert here.missed.tolist() == there.missed.tolist()
+def test_the_oracles_runs_are_those_of_their_plans_and_all_else_is_handed_on(oracles):
+    class Rest:
+        def check(self, profile, job):
+            raise ConfigError(job.name)
+
+        def __call__(self, trace, profile, job, progress):
+            return "the rest"
+
+    # As another process gets it.
+    runner = pickle.loads(pickle.dumps(PlanRunner(oracles.plans())))  # noqa: S301
+    runner = replace(runner, others=Rest())
+    for name in (CLAIRVOYANT, INSTANT):
+        job = Job(name, name, oracles.options()[name], RUN, 1)
+        runner.check(PROFILE, job)
+        result = runner(SURGE, PROFILE, job, silent)
+        point = oracles.frontiers[name].reaching(0.99).point
+        assert result.gpu_hours == point.runs[0].figures.gpu_hours
+        assert result.settings["price_gpu_s"] == point.price_gpu_s
+        assert result.policy == name
+    hpa = Job("hpa", "hpa", {}, RUN, 1)
+    assert runner(SURGE, PROFILE, hpa, silent) == "the rest"
+    with pytest.raises(ConfigError, match="hpa"):
+        runner.check(PROFILE, hpa)
+
+
+def test_only_oracle_a_starts_at_once(oracles):
+    plans = oracles.plans()
+    starting = {}
+    for name in (CLAIRVOYANT, INSTANT):
+        again = PlanRunner({name: replace(plans[CLAIRVOYANT], instant=name == INSTANT)})
+        ticks = again(SURGE, PROFILE, Job(name, name, {}, RUN, 1), silent).ticks
+        starting[name] = ticks.starting_replicas.max()
+    assert starting[CLAIRVOYANT] > 0
+    assert starting[INSTANT] == 0
 
 
 def test_a_goal_out_of_reach_is_told_as_such():
@@ -134,7 +172,7 @@ def test_a_goal_out_of_reach_is_told_as_such():
     hasty = replace(RUN, slo=Slo(ttft_s=0.001), max_replicas=2, initial_replicas=1)
     config = CompareConfig(run=hasty, sweep=SweepConfig(goal=0.5))
     found = find_oracles(load(1.0, length_s=120.0), PROFILE, config, seeds=(1,), initial_replicas=1)
-    outcome = found.outcomes(found.clairvoyant)[0]
+    outcome = found.outcomes(CLAIRVOYANT)[0]
     assert (outcome.goal, outcome.reached) == (0.5, False)
     first = next(oracle_sentences(found, {}))
     assert "50.0 % of the requests are out of reach: at most 0.00 %" in first
@@ -142,12 +180,12 @@ def test_a_goal_out_of_reach_is_told_as_such():
 
 def test_the_summary_is_json_with_goals_and_frontiers(oracles):
     found = json.loads(json.dumps(oracles_summary(oracles), allow_nan=False))
-    goals = found["clairvoyant"]["goals"]
+    goals = found[CLAIRVOYANT]["goals"]
     assert [goal["goal"] for goal in goals] == [0.99, 0.995]
     assert goals[0]["replicas"][0] == [0.0, 3]
     assert [run["seed"] for run in goals[0]["per_seed"]] == [1, 2]
-    assert [run["seed"] for run in found["instant"]["points"][0]["per_seed"]] == [1]
-    prices = [point["price_gpu_s"] for point in found["clairvoyant"]["points"]]
+    assert [run["seed"] for run in found[INSTANT]["points"][0]["per_seed"]] == [1]
+    prices = [point["price_gpu_s"] for point in found[CLAIRVOYANT]["points"]]
     assert prices == sorted(prices)
 
 
@@ -155,26 +193,28 @@ def test_says_what_was_possible_and_who_is_how_far_from_it(oracles):
     sentences = list(oracle_sentences(oracles, {"static": 1.414, "hpa": None}))
     assert sentences[0].startswith("With the whole load known, 99.0 % of the requests need ")
     assert sentences[-2:] == [
-        "Regret, GPU hours over oracle B's at the same attainment: static 1.41",
-        "No plan of oracle B serves as well or as badly as hpa: no regret",
+        "Regret, GPU hours over oracle-b's at the same attainment: static 1.41",
+        "No plan of oracle-b serves as well or as badly as hpa: no regret",
     ]
 
 
 def test_of_the_plans_that_reach_a_goal_the_cheapest_is_taken(oracles):
-    plan = oracles.clairvoyant.points[0].plan
-    template = oracles.clairvoyant.points[0].runs[0]
+    plan = oracles.frontiers[CLAIRVOYANT].points[0].plan
+    template = oracles.frontiers[CLAIRVOYANT].points[0].runs[0]
 
     def point(attainment, gpu_hours):
-        return OraclePoint(
-            1.0, plan, (replace(template, attainment=attainment, gpu_hours=gpu_hours),)
-        )
+        own = replace(template.figures, slo_attainment=attainment, gpu_hours=gpu_hours)
+        return OraclePoint(1.0, plan, (replace(template, figures=own),))
 
     frontier = Frontier((point(0.97, 8.0), point(0.99, 11.0), point(0.994, 10.0)))
     assert frontier.reaching(0.99).point.gpu_hours == 10.0
     assert frontier.reaching(0.999).point.attainment == 0.994
     assert not frontier.reaching(0.999).reached
+    curve = frontier.curve("oracle-b", 0.99)
+    assert (curve.chosen.figures.gpu_hours, curve.reached) == (10.0, True)
     # 0.99 for 11 is worse than what lies between 0.97 for 8 and 0.994 for 10.
-    assert frontier.cost_at(0.982) == pytest.approx(9.0)
+    some = replace(oracles, frontiers={CLAIRVOYANT: frontier})
+    assert regret(0.982, 18.0, some) == pytest.approx(2.0)
 
 
 # ---- the table
@@ -200,12 +240,27 @@ def test_a_larger_fleet_misses_no_more_and_a_large_one_next_to_nothing():
 def test_the_queue_of_the_noon_does_not_reach_the_night():
     """One replica drowns in the first half hour, and serves the second one with ease."""
     noon_and_night = load(10.0, 0.5, length_s=1800.0)
-    fixed = FleetTask(
-        noon_and_night, PROFILE, np.ones(240, np.int64), replace(RUN, initial_replicas=1), 0, "one"
-    )
+    fixed = run(
+        noon_and_night,
+        PROFILE,
+        RulePolicy("one", StaticRule({"replicas": 1})),
+        config=replace(RUN, initial_replicas=1),
+        seed=0,
+        fallback=HOLD,
+    ).requests
+    missed = by_tick(fixed.arrival_s[~fixed.met(RUN.slo)], 15.0, 240)
     night = slice(160, 200)  # ten minutes from ten minutes into it
-    assert fixed(silent_share).missed[night].sum() > 100
+    assert missed[night].sum() > 100
     assert table_of(noon_and_night).missed[night, 0].sum() < 10
+
+
+def test_silence_needs_nobody():
+    """An hour without load between two of them: pieces without a request, and ends of pieces."""
+    silent_hour = load(0.5, 0.0, 0.0, 0.0, 0.0, 0.5, length_s=700.0)
+    table = table_of(silent_hour, around=1)
+    assert table.missed.shape == (280, 6)
+    assert table.missed[47:233].sum() == 0
+    assert (table.need == 1).all()
 
 
 def test_moments_are_counted_in_the_tick_they_lie_in():
