@@ -35,9 +35,9 @@ with an even number of requests on each replica some still have no room. Steady 
 4 and 12 replicas lose their objectives with 0.75 to 0.85 taken of what runs out first."""
 LATE = 0.01
 """Share (0-1) of the requests whose first token may be late."""
-FEWEST, POINTS = 0.1, 64
+FEWEST, POINTS = 0.1, 128
 """Mean sequences at once that are tried, evenly spaced by ratio: from a replica that idles nine
-tenths of its time up to the ceiling, neighbours 12 % apart at a ceiling of 128."""
+tenths of its time up to the ceiling, neighbours 6 % apart at a ceiling of 128."""
 ROUNDS = 3
 """Of `paid` from the rate and of the rate from `paid`; a fourth moves the rate by less than 1 %."""
 
