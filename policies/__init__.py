@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, planner, static
+from policies import hpa, keda, kpa, planner, ray_serve, schedule, static
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -24,7 +24,11 @@ from tuner.data.bundles import read_bundle
 
 POLICIES: dict[str, Entry] = {
     "hpa": hpa.ENTRY,
+    "keda": keda.ENTRY,
+    "kpa": kpa.ENTRY,
     "planner": planner.ENTRY,
+    "ray-serve": ray_serve.ENTRY,
+    "schedule": schedule.ENTRY,
     "static": static.ENTRY,
 }
 

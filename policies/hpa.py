@@ -19,7 +19,6 @@ from policies.hpa_spec import METRIC_TYPES, TARGET_TYPES, Behavior, HpaConfig, M
 from policies.hpa_words import HpaWords
 from policies.options import Options
 from policies.rule import RulePolicy, RuleResult
-from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
@@ -100,14 +99,8 @@ def build(options: Options, target: Target) -> RulePolicy:
         target_type=options.choice("target_type", TARGET_TYPES, "AverageValue"),
     )
     spec = target.knobs["replicas"]
-    low = options.whole("min_replicas", max(spec.low, 1))
-    high = options.whole("max_replicas", spec.high)
-    for name, value in (("min_replicas", low), ("max_replicas", high)):
-        if not spec.low <= value <= spec.high:
-            raise ConfigError(
-                f"hpa: {name} {value} is outside {spec.low}..{spec.high}, the range of the knob "
-                "replicas; widen that range or change the option"
-            )
+    low = options.inside("min_replicas", max(spec.low, 1), spec)
+    high = options.inside("max_replicas", spec.high, spec)
     behavior = options.choice("behavior", ("absent", "default"), "absent")
     config = HpaConfig(
         metrics=(metric,),

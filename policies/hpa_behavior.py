@@ -1,11 +1,8 @@
 """From a recommendation to a replica count: windows and rate limits of HPA v2, over n targets.
 
 The rules of pkg/controller/podautoscaler/horizontal.go, Kubernetes 1.36.2: without `behavior`
-`normalizeDesiredReplicas`, with it `normalizeDesiredReplicasWithBehaviors`.
-
-**Ages.** HPA keeps an entry while it is younger than the window. Its syncs lie a little more than
-their period apart, so an entry exactly k periods old never exists there; on our exact grid of ticks
-an age equal to a window or period therefore counts as outside.
+`normalizeDesiredReplicas`, with it `normalizeDesiredReplicasWithBehaviors`. An age equal to a
+window or period counts as outside: see `entries`.
 
 **Events.** HPA remembers its own writes to `/scale`, and no one else's. Here a guardrail may narrow
 a proposal before it is written, and the fallback proposes without being followed at all. So a
@@ -22,16 +19,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from math import ceil
 
 import numpy as np
 
+from policies.entries import Entries, places
 from policies.hpa_spec import HpaConfig, ScalingPolicy
-from tuner.core.protocols import BoolArray, FloatArray, IntArray
-
-GRID_SLACK_S = 1e-3
-"""An age this close to a window is on its edge: at 1.7e9 s since the epoch a float64 resolves
-2.4e-7 s, and a grid of k * 0.1 s drifts by more. Real syncs jitter by 10 ms."""
+from tuner.core.protocols import BoolArray, FloatArray
 
 
 @dataclass(frozen=True)
@@ -50,12 +43,12 @@ class Layout:
         """Enough places for the longest window and period at one call per sync period."""
         window = max(config.up_window_s, config.down_window_s)
         if config.behavior is None:
-            return cls(_places(window, config.sync_period_s), 0, 0)
+            return cls(places(window, config.sync_period_s), 0, 0)
         ups, downs = longest(config.up_policies), longest(config.down_policies)
         return cls(
-            _places(window, config.sync_period_s),
-            _places(ups, config.sync_period_s),
-            _places(downs, config.sync_period_s),
+            places(window, config.sync_period_s),
+            places(ups, config.sync_period_s),
+            places(downs, config.sync_period_s),
         )
 
     @property
@@ -77,57 +70,9 @@ class Layout:
         )
 
 
-def _places(window_s: float, period_s: float) -> int:
-    """Entries younger than the window, one more for the seed, one more for calls that jitter."""
-    return ceil(window_s / period_s) + 2
-
-
 def longest(policies: tuple[ScalingPolicy, ...]) -> float:
     """The longest period of these policies, s."""
     return max(policy.period_s for policy in policies)
-
-
-@dataclass(frozen=True)
-class Entries:
-    """Numbers with the time of each, `(n, places)`; NaN in an empty place, the first ones fill
-    first."""
-
-    at_s: FloatArray
-    value: FloatArray
-
-    def younger(self, at_s: FloatArray, window_s: float) -> BoolArray:
-        """`(n, places)` where an entry lies inside the window that ends at `at_s`."""
-        inside: BoolArray = at_s[:, None] - self.at_s < window_s - GRID_SLACK_S
-        return inside
-
-    def largest(self, at_s: FloatArray, window_s: float, value: FloatArray) -> FloatArray:
-        """`(n,)` the largest of `value` and the entries inside the window."""
-        inside = np.where(self.younger(at_s, window_s), self.value, -np.inf)
-        largest: FloatArray = np.maximum(value, inside.max(axis=1))
-        return largest
-
-    def smallest(self, at_s: FloatArray, window_s: float, value: FloatArray) -> FloatArray:
-        """`(n,)` the smallest of `value` and the entries inside the window."""
-        inside = np.where(self.younger(at_s, window_s), self.value, np.inf)
-        smallest: FloatArray = np.minimum(value, inside.min(axis=1))
-        return smallest
-
-    def total(self, at_s: FloatArray, window_s: float) -> FloatArray:
-        """`(n,)` the sum of the entries inside the window."""
-        inside = np.where(self.younger(at_s, window_s), self.value, 0.0)
-        total: FloatArray = inside.sum(axis=1)
-        return total
-
-    def put(self, rows: BoolArray, place: IntArray, at_s: FloatArray, value: FloatArray) -> None:
-        """Write one entry into `place` of each of these rows."""
-        chosen = np.flatnonzero(rows)
-        self.at_s[chosen, place[chosen]] = at_s[chosen]
-        self.value[chosen, place[chosen]] = value[chosen]
-
-    def oldest(self) -> IntArray:
-        """`(n,)` the first empty place, else the place of the oldest entry."""
-        places: IntArray = np.where(np.isnan(self.at_s), -np.inf, self.at_s).argmin(axis=1)
-        return places
 
 
 @dataclass(frozen=True)
@@ -198,7 +143,7 @@ def proposed(
 
 def remember(state: State, rows: BoolArray, at_s: FloatArray, raw: FloatArray) -> None:
     """Record the raw recommendation of these rows over the oldest one."""
-    state.recommended.put(rows, state.recommended.oldest(), at_s, raw)
+    state.recommended.add(rows, at_s, raw)
 
 
 @dataclass(frozen=True)

@@ -78,6 +78,12 @@ def milli(values: FloatArray) -> FloatArray:
     return np.ceil(np.round(finite * MILLI, NANO_OF_MILLI))
 
 
+def measured(metric: MetricSpec, now: ObservationArrays) -> FloatArray:
+    """`(n,)` an External or Object metric in its own unit; NaN where a field of it is missing."""
+    value: FloatArray = np.sum([now.column(name) for name in metric.fields], axis=0)
+    return value
+
+
 def evaluate(config: HpaConfig, now: ObservationArrays, n: FloatArray) -> Evaluation:
     """The largest valid proposal, NaN where HPA reports an error and keeps n.
 
@@ -107,7 +113,7 @@ def _answer(
     target = float(milli(np.array(metric.target)))
     if metric.type == "Pods":
         return _pods(metric.name, target, config, now, n)
-    usage = milli(now.column(metric.name))
+    usage = milli(measured(metric, now))
     if metric.target_type == "Value":
         return _value(usage, target, config, now, n)
     return _average_value(usage, target, config, now, n)
@@ -123,7 +129,7 @@ def _average_value(
     this pulls n down.
     """
     exist = _status_replicas(now)
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         within = _within(usage / (target * exist), config)
     need = np.where(np.isnan(exist), np.nan, usage / target)
     desired = np.where(within, exist, np.ceil(need))
@@ -141,7 +147,8 @@ def _value(
     # A draining pod's readiness probe still answers. Not seen means none: the count is optional,
     # and a fleet that is not scaling down has no such pod.
     ready = now.column("ready_replicas") + np.nan_to_num(now.column("draining_replicas"))
-    need = np.where(n == 0, ratio, ratio * ready)
+    with np.errstate(invalid="ignore"):
+        need = np.where(n == 0, ratio, ratio * ready)
     stay = _within(ratio, config) & (n != 0)
     desired = np.where(stay, n, np.ceil(need))
     return MetricAnswer(desired, need, stay, usage, ready, np.zeros(len(n), dtype=np.int64))

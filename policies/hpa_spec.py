@@ -35,8 +35,8 @@ class MetricSpec:
     """One entry of `spec.metrics`."""
 
     name: str
-    """External and Object: a field of the Observation, the fleet-wide value. Pods: a field of each
-    replica."""
+    """External and Object: a field of the Observation, the fleet-wide value, or a sum of several
+    such as `running+queue_depth`. Pods: a field of each replica."""
     target: float
     """In the metric's own unit, > 0; rounded up to 1/1000, as every quantity is."""
     type: MetricType = "External"
@@ -45,10 +45,11 @@ class MetricSpec:
 
     def __post_init__(self) -> None:
         known = REPLICA_FIELDS if self.type == "Pods" else FIELD_NAMES
-        if self.name not in known:
-            near = get_close_matches(self.name, known, n=1)
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-            raise ConfigError(f"hpa: '{self.name}' is no metric of type {self.type}; {hint}")
+        for name in (self.name,) if self.type == "Pods" else self.fields:
+            if name not in known:
+                near = get_close_matches(name, known, n=1)
+                hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+                raise ConfigError(f"hpa: '{name}' is no metric of type {self.type}; {hint}")
         if not (isfinite(self.target) and self.target > 0):
             raise ConfigError(
                 f"hpa: the target of '{self.name}' is {self.target}; expected a number above 0"
@@ -57,6 +58,11 @@ class MetricSpec:
             raise ConfigError(
                 f"hpa: a Pods metric has no target of type {self.target_type}; use AverageValue"
             )
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """The fields whose sum is the metric."""
+        return tuple(name.strip() for name in self.name.split("+"))
 
 
 @dataclass(frozen=True)

@@ -66,7 +66,7 @@ def _missing(metric: MetricSpec, answer: MetricAnswer, row: int) -> str:
     if metric.type == "Pods":
         return f"no replica reports {metric.name}"
     if np.isnan(answer.usage[row]):
-        return f"no value for {metric.name}"
+        return f"no value for {' + '.join(metric.fields)}"
     per_replica = metric.target_type == "AverageValue"
     return f"no value for {'status_replicas' if per_replica else 'ready_replicas'}"
 
@@ -80,17 +80,17 @@ def _metric(metric: MetricSpec, answer: MetricAnswer, config: HpaConfig, row: in
         measured = f"{metric.name} is {figure(usage)} each on {_replicas(over)} that report"
         ratio = usage / metric.target
     elif metric.target_type == "Value":
-        measured = _amount(metric.name, usage)
+        measured = amount(metric, usage)
         # Within the tolerance HPA does not look at how many are ready.
         measured += "" if np.isnan(over) else f" with {_replicas(over)} ready"
         target = f"{target} for all together"
         ratio = usage / metric.target
     elif over > 0:
-        measured = f"{_amount(metric.name, usage)} over {_replicas(over)} is {figure(usage / over)}"
+        measured = f"{amount(metric, usage)} over {_replicas(over)} is {figure(usage / over)}"
         measured += " each" if over > 1 else ""
         ratio = usage / over / metric.target
     else:
-        measured, ratio = f"{_amount(metric.name, usage)} and no replica yet", 1.0
+        measured, ratio = f"{amount(metric, usage)} and no replica yet", 1.0
         target = f"{target} each"
     guessed = int(answer.guessed[row])
     if guessed:
@@ -102,11 +102,12 @@ def _metric(metric: MetricSpec, answer: MetricAnswer, config: HpaConfig, row: in
     return f"{measured}, target {target}: {asks}"
 
 
-def _amount(name: str, value: float) -> str:
+def amount(metric: MetricSpec, value: float) -> str:
     """A measurement with its name; a rate reads as one."""
-    if name.endswith("_per_s"):
-        return f"{figure(value)} {name.removesuffix('_per_s').replace('_', ' ')}/s"
-    return f"{name} {figure(value)}"
+    if all(name.endswith("_per_s") for name in metric.fields):
+        rates = [name.removesuffix("_per_s").replace("_", " ") for name in metric.fields]
+        return f"{figure(value)} {' + '.join(rates)}/s"
+    return f"{' + '.join(metric.fields)} {figure(value)}"
 
 
 def _replicas(count: float) -> str:

@@ -8,6 +8,8 @@ from math import isfinite
 from typing import TypeVar
 
 from tuner.core.errors import ConfigError
+from tuner.core.figures import figure
+from tuner.core.knobs import KnobSpec
 
 OptionValue = float | int | str
 Choice = TypeVar("Choice", bound=str)
@@ -78,6 +80,47 @@ class Options:
                 f"{self._policy}: {name} is {self._given[name]}; expected a whole number"
             )
         return int(number)
+
+    def inside(self, name: str, default: int, spec: KnobSpec) -> int:
+        """An option that is a value of a knob.
+
+        Raises:
+            ConfigError: it is not whole, or outside the knob's range.
+        """
+        value = self.whole(name, default)
+        if not spec.low <= value <= spec.high:
+            raise ConfigError(
+                f"{self._policy}: {name} {value} is outside {spec.low}..{spec.high}, the range of "
+                f"the knob {spec.name}; widen that range or change the option"
+            )
+        return value
+
+    def above(self, name: str, default: float, least: float = 0.0) -> float:
+        """An option that is a number above `least`.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = self.number(name, default)
+        if not value > least:
+            raise ConfigError(
+                f"{self._policy}: {name} is {figure(value)}; expected above {figure(least)}"
+            )
+        return value
+
+    def span(self, name: str, default: float, most: float, least: float = 0.0) -> float:
+        """An option that is a length of time from `least` to `most`, s.
+
+        Raises:
+            ConfigError: it is not.
+        """
+        value = self.number(name, default)
+        if not least <= value <= most:
+            raise ConfigError(
+                f"{self._policy}: {name} is {figure(value)} s; expected {figure(least)} to "
+                f"{figure(most)}"
+            )
+        return value
 
     def gives(self, name: str) -> bool:
         """Whether the option was given at all."""

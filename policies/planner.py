@@ -14,13 +14,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from math import ceil
 
 import numpy as np
 
+from policies.entries import Entries, places
 from policies.entry import Entry, Load, Parameter, Target
 from policies.forecast import OUTPUT, PROMPT, QPS, RATES, TINY, Forecast
-from policies.hpa_behavior import Entries
 from policies.joint_capacity import Carried, JointCapacity
 from policies.options import Options
 from policies.perf_model import PerfModel
@@ -79,9 +78,9 @@ class PlannerRule:
     @cached_property
     def _borders(self) -> tuple[int, ...]:
         """Where the parts of the memory end: forecast, tokens held, times and counts asked for."""
-        places = ceil(self.hold_s / self.forecast.tick_s) + 2
         first = self.forecast.memory_size
-        return (0, first, first + 1, first + 1 + places, first + 1 + 2 * places)
+        window = places(self.hold_s, self.forecast.tick_s)
+        return (0, first, first + 1, first + 1 + window, first + 1 + 2 * window)
 
     @property
     def memory_size(self) -> int:
@@ -105,7 +104,7 @@ class PlannerRule:
         in_flight = np.where(waiting > 0, waiting + running, np.nan)
         backlog = in_flight / carried.batch
         raw = np.ceil(np.fmax(need, np.where(known, backlog, np.nan)))
-        asked.put(known, asked.oldest(), now.at_s, raw)
+        asked.add(known, now.at_s, raw)
         held_at = asked.largest(now.at_s, self.hold_s, raw)
         low, high = _bounds(now.knobs)
         column = now.knobs.column("replicas")

@@ -10,7 +10,6 @@ import numpy as np
 from policies.entry import Entry, Load, Parameter, Target
 from policies.options import Options
 from policies.rule import RulePolicy, RuleResult
-from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSettings
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
@@ -54,13 +53,7 @@ def build(options: Options, target: Target) -> RulePolicy:
     for spec in target.knobs.specs:
         if not (options.gives(spec.name) or spec.name == "replicas"):
             continue
-        value = options.whole(spec.name, spec.default)
-        if not spec.low <= value <= spec.high:
-            raise ConfigError(
-                f"static: {spec.name} {value} is outside {spec.low}..{spec.high}, the knob's "
-                "range; widen that range or change the option"
-            )
-        settings[spec.name] = value
+        settings[spec.name] = options.inside(spec.name, spec.default, spec)
     options.finish()
     return RulePolicy("static", StaticRule(KnobSettings(settings)))
 

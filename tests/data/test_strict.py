@@ -40,6 +40,12 @@ def test_builds_sections_lists_and_numbers_as_people_write_them():
     assert value == Outer("a", 1, Inner(6e-5), {}, ((1, 2.0), (3, 4.5)), Inner(2.0))
 
 
+def test_a_time_of_day_is_text_however_it_is_written():
+    # Naive YAML 1.1: 20:00 is the number 1200, while 08:00 is text.
+    text = "20:00: 08:00\n8:30: 21:15:30"
+    assert parse_yaml(text, "f.yaml", ConfigError) == {"20:00": "08:00", "8:30": "21:15:30"}
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

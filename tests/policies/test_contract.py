@@ -63,8 +63,12 @@ observations = st.builds(
 )
 
 
+NEEDED = {"schedule": {"times": "00:00=2,00:00:40=5,12:00=70"}}
+"""Options that a policy cannot do without."""
+
+
 def built(name: str) -> RulePolicy:
-    return build_policy(name, {}, KNOBS, tick_s=15.0, profile=PROFILE)
+    return build_policy(name, NEEDED.get(name, {}), KNOBS, tick_s=15.0, profile=PROFILE)
 
 
 @pytest.fixture(params=POLICIES)
@@ -169,7 +173,7 @@ def test_never_faults_as_policy_or_as_fallback(run):
 def test_an_unknown_policy_is_refused_with_the_nearest_name():
     with pytest.raises(ConfigError, match="did you mean 'static'"):
         build_policy("statik", {}, KNOBS, tick_s=15.0)
-    with pytest.raises(ConfigError, match="known policies: hpa, static"):
+    with pytest.raises(ConfigError, match=f"known policies: {', '.join(POLICIES)}"):
         build_policy("x", {}, KNOBS, tick_s=15.0)
 
 
@@ -192,10 +196,11 @@ BEST_STATIC = Load(
 def test_whatever_the_search_may_draw_can_be_built(name):
     parameters = POLICIES[name].search(BEST_STATIC)
     for end in ("low", "high"):
-        options = {
+        drawn = {
             each.name: int(getattr(each, end)) if each.whole else getattr(each, end)
             for each in parameters
         }
+        options = NEEDED.get(name, {}) | drawn
         build_policy(name, options, KNOBS, tick_s=15.0, profile=PROFILE)
     for each in parameters:
         assert each.low < each.high

@@ -9,6 +9,7 @@ import pytest
 import policies
 from policies import HpaRule, StaticRule, build_policy
 from policies.hpa_spec import Behavior, HpaConfig, MetricSpec
+from tests.policies.test_contract import NEEDED, PROFILE
 from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSettings, KnobSpace
 from tuner.knobs import knob_space
@@ -79,11 +80,13 @@ def test_the_policy_s_own_option_wins():
     assert hpa(**{"hpa.target": 2, "target": 1}).metrics[0].target == 2.0
 
 
-def test_the_readme_names_every_option_of_hpa():
+@pytest.mark.parametrize("name", [name for name in policies.POLICIES if name != "static"])
+def test_the_readme_names_every_option(name):
     rows = (Path(policies.__file__).parent / "README.md").read_text().splitlines()
-    row = next(line for line in rows if line.startswith("| `hpa`"))
+    row = next(line for line in rows if line.startswith(f"| `{name}`"))
     with pytest.raises(ConfigError) as error:
-        build_policy("hpa", {"zz": 1}, KNOBS, tick_s=15.0)
+        build_policy(name, {**NEEDED.get(name, {}), "zz": 1}, KNOBS, tick_s=15.0, profile=PROFILE)
+    assert "known options: " in str(error.value)
     for option in str(error.value).partition("known options: ")[2].split(", "):
         assert f"`{option}`" in row
 

@@ -30,6 +30,8 @@ IN_FLIGHT = MetricSpec("in_flight", 10.0)
 HPA = HpaConfig((TOKENS,))
 PODS = HpaConfig((MetricSpec("running", 10.0, "Pods"),))
 WHOLE = HpaConfig((MetricSpec("in_flight", 100.0, target_type="Value"),))
+ALL_TOKENS = HpaConfig((MetricSpec("prompt_tokens_per_s+output_tokens_per_s", 1600.0),))
+INSIDE = HpaConfig((MetricSpec("running+queue_depth", 10.0),))
 BOTH = HpaConfig((TOKENS, IN_FLIGHT))
 SLOW_UP = HpaConfig(
     (TOKENS,), behavior=Behavior(scale_up=ScalingRules(policies=(ScalingPolicy("Pods", 2, 60.0),)))
@@ -76,6 +78,9 @@ AT_23 = "42,161 output tokens/s over 23 replicas is 1,833 each, target 1,600: 27
         (BOTH, fleet(), f"{AT_23}; no value for in_flight"),
         (BOTH, fleet(tokens=None, in_flight=30.0), "in_flight 30 over 23 replicas is 1.304 each, target 10: 3; not followed down: no value for output_tokens_per_s"),
         (BOTH, fleet(tokens=None), "no value for output_tokens_per_s, no value for in_flight"),
+        (ALL_TOKENS, fleet(prompt_tokens_per_s=8e3), "50,161 prompt tokens + output tokens/s over 23 replicas is 2,181 each, target 1,600: 32"),
+        (ALL_TOKENS, fleet(), "no value for prompt_tokens_per_s + output_tokens_per_s"),
+        (INSIDE, fleet(running=250.0, queue_depth=30.0), "running + queue_depth 280 over 23 replicas is 12.17 each, target 10: 28"),
         (WHOLE, at_fleet(4, 150.0, 4), "in_flight 150 with 4 replicas ready, target 100 for all together: 6"),
         (WHOLE, at_fleet(4, 95.0, 4), "in_flight 95 with 4 replicas ready, within 10 % of the target 100 for all together: 4"),
         (WHOLE, observation(4, in_flight=95.0), "in_flight 95, within 10 % of the target 100 for all together: 4"),

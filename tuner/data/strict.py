@@ -189,7 +189,8 @@ def _above(path: str, other: str) -> bool:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML as people write it: 6e-5 is a number, and a key given twice is a mistake."""
+    """YAML as people write it: 6e-5 is a number, 20:00 a time of day, and a key given twice a
+    mistake."""
 
 
 # YAML 1.1 reads a float without a point as a string; figures like 6e-5 are what these files hold.
@@ -198,6 +199,11 @@ _Loader.add_implicit_resolver(
     re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)$"),
     list("-+0123456789."),
 )
+# It also reads 20:00 as 1200, counting in sixties, and 08:00 as text. A time of day is text.
+for _first in "0123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(
+        0, ("tag:yaml.org,2002:str", re.compile(r"^\d+(:\d+)+$"))
+    )
 
 
 def _mapping_without_duplicates(loader: yaml.SafeLoader, node: yaml.MappingNode) -> dict[Any, Any]:
