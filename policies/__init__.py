@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
-from policies import hpa, keda, kpa, planner, ray_serve, schedule, static
+from policies import dynamo_easy, dynamo_sla, hpa, keda, kpa, planner, ray_serve, schedule, static
 from policies.entry import Builder, Entry, Load, Parameter, Search, Target
 from policies.hpa import HpaRule
 from policies.learned import LearnedRule, learned_policy
@@ -23,6 +23,8 @@ from tuner.core.slo import Slo
 from tuner.data.bundles import read_bundle
 
 POLICIES: dict[str, Entry] = {
+    "dynamo-easy": dynamo_easy.ENTRY,
+    "dynamo-sla": dynamo_sla.ENTRY,
     "hpa": hpa.ENTRY,
     "keda": keda.ENTRY,
     "kpa": kpa.ENTRY,
@@ -30,6 +32,7 @@ POLICIES: dict[str, Entry] = {
     "ray-serve": ray_serve.ENTRY,
     "schedule": schedule.ENTRY,
     "static": static.ENTRY,
+    "static-best": static.BEST_ENTRY,
 }
 
 

@@ -1,9 +1,10 @@
 """What a fleet will be asked for one cold start ahead, from what it was asked for so far.
 
-Three rates are followed: requests, prompt tokens and output tokens per second. What is seen now is
-the level: a jump has to be answered at once, and noise costs little where a scale-down waits
-anyway. Beside it stands an exponential mean over ten minutes. Such a mean lags behind a steady rise
-by its length, so level and mean tell the rise, and a rise that goes on is forecast exactly.
+Three rates are followed: requests, prompt tokens and output tokens per second. Each has an
+exponential mean over a minute and one over ten. Such a mean lags behind a steady rise by about its
+length, so the two tell the rise, and a rise that goes on is forecast exactly. Rates as they are
+seen would answer a jump half a minute earlier; but where a scale-down waits for the most that was
+asked for, every crest of their noise is paid for as long.
 
 Output tokens follow requests by minutes, because long answers take minutes. What a request meant in
 output tokens over the last ten minutes turns requests to come into output tokens to come; the
@@ -25,6 +26,8 @@ RATES = ("qps", "prompt_tokens_per_s", "output_tokens_per_s")
 """Fields of an observation that are forecast: the columns of every array of rates here."""
 QPS, PROMPT, OUTPUT = range(len(RATES))
 
+FAST_S = 60.0
+"""Length of the mean that is the level, s."""
 MEAN_S = 600.0
 """Length of the mean, s: about a cold start, the time that a trend has to hold for. On three jumps
 of the DeepSeek-R1 day, with a trend of 1, half of it cost 7 % more replica-hours and saved a fifth
@@ -42,6 +45,8 @@ class State:
 
     at_s: FloatArray
     """`(n, 1)` time of the last rates, s."""
+    level: FloatArray
+    """`(n, 3)` means of the rates over FAST_S."""
     mean: FloatArray
     """`(n, 3)` means of the rates over MEAN_S."""
     bin: FloatArray
@@ -69,11 +74,11 @@ class Forecast:
     @property
     def memory_size(self) -> int:
         """Numbers per target."""
-        return 4 + (5 + 3 * BINS if self.season else 0)
+        return 7 + (5 + 3 * BINS if self.season else 0)
 
     def views(self, memory: FloatArray) -> State:
         """`memory (n, memory_size)` as named parts that share its storage."""
-        return State(*np.split(memory, [1, 4, 6, 9], axis=1))
+        return State(*np.split(memory, [1, 4, 7, 9, 12], axis=1))
 
     def see(self, state: State, at_s: FloatArray, rates: FloatArray) -> BoolArray:
         """Take rates into the state; a target of which one is not measured stays as it is.
@@ -85,29 +90,35 @@ class Forecast:
         Returns:
             `(n,)` where all three are measured.
         """
-        known: BoolArray = np.isfinite(rates).all(axis=1)
+        known = np.asarray(np.isfinite(rates).all(axis=1))
         first = np.isnan(state.at_s)
-        share = -np.expm1((state.at_s - at_s[:, None]) / MEAN_S)
-        moved = np.where(first, rates, state.mean + share * (rates - state.mean))
-        state.mean[known] = moved[known]
+        for mean, length_s in ((state.level, FAST_S), (state.mean, MEAN_S)):
+            share = -np.expm1((state.at_s - at_s[:, None]) / length_s)
+            moved = np.where(first, rates, mean + share * (rates - mean))
+            mean[known] = moved[known]
         state.at_s[known, 0] = at_s[known]
         if self.season:
             _remember(state, at_s, np.where(known[:, None], rates, 0.0), known)
         return known
 
-    def ahead(self, state: State, at_s: FloatArray, rates: FloatArray) -> FloatArray:
-        """`(n, 3)` rates at the horizon, from the rates now; NaN where these are not measured."""
-        # After k ticks of a rise of 1 per tick the mean is behind by 1 / (exp(tick / length) - 1).
-        lag_s = self.tick_s / expm1(self.tick_s / MEAN_S)
-        coming = rates + (rates - state.mean) / lag_s * self.trend * self.horizon_s
+    def ahead(self, state: State, at_s: FloatArray) -> FloatArray:
+        """`(n, 3)` rates at the horizon; NaN where none was ever seen."""
+        level, mean = state.level, state.mean
+        lag_s, mean_lag_s = self._lag_s(FAST_S), self._lag_s(MEAN_S)
+        rise = (level - mean) / (mean_lag_s - lag_s)
+        coming = level + self.trend * rise * (lag_s + self.horizon_s)
         if self.season:
-            day_before = rates * self._went_on(state, at_s)
+            day_before = level * self._went_on(state, at_s)
             weighed = coming + self.season * (day_before - coming)
             coming = np.where(np.isnan(day_before), coming, weighed)
-        coming = np.clip(coming, 0.0, GROWTH * rates)
-        length = state.mean[:, OUTPUT] / np.maximum(state.mean[:, QPS], TINY)
+        coming = np.clip(coming, 0.0, GROWTH * level)
+        length = mean[:, OUTPUT] / np.maximum(mean[:, QPS], TINY)
         coming[:, OUTPUT] = np.maximum(coming[:, OUTPUT], coming[:, QPS] * length)
         return coming
+
+    def _lag_s(self, length_s: float) -> float:
+        """How far an exponential mean of ticks is behind a steady rise."""
+        return self.tick_s / expm1(self.tick_s / length_s)
 
     def _went_on(self, state: State, at_s: FloatArray) -> FloatArray:
         """`(n, 3)` rates at this hour plus the horizon over those of this hour, the day before;

@@ -26,7 +26,7 @@ from functools import cached_property
 import numpy as np
 
 from policies.perf_model import PerfModel
-from tuner.core.protocols import FloatArray
+from tuner.core.protocols import BoolArray, FloatArray
 from tuner.core.slo import Slo
 
 FULL = 0.85
@@ -35,11 +35,15 @@ with an even number of requests on each replica some still have no room. Steady 
 4 and 12 replicas lose their objectives with 0.75 to 0.85 taken of what runs out first."""
 LATE = 0.01
 """Share (0-1) of the requests whose first token may be late."""
-FEWEST, POINTS = 0.1, 128
-"""Mean sequences at once that are tried, evenly spaced by ratio: from a replica that idles nine
-tenths of its time up to the ceiling, neighbours 6 % apart at a ceiling of 128."""
-ROUNDS = 3
-"""Of `paid` from the rate and of the rate from `paid`; a fourth moves the rate by less than 1 %."""
+FEWEST = 0.1
+"""Fewest sequences at once, in the mean, that are tried: a replica that idles nine tenths of its
+time."""
+POINTS, PASSES = 24, 2
+"""Batches tried per pass, evenly spaced by ratio, and passes, each between two neighbours of the
+one before: to 1.5 % of the batch at a ceiling of 128."""
+ROUNDS = 5
+"""Of `paid` from the rate and of the rate from `paid`. One more moves the rate by less than 1 %
+even where launches are most of the work."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,8 @@ class Carried:
     """`(n,)` requests/s."""
     batch: FloatArray
     """`(n,)` sequences at once, in the mean."""
+    room: FloatArray
+    """`(n,)` sequences that fit, in the mean, whatever the objectives say; at least `batch`."""
     tpot_s: FloatArray
     """`(n,)` s/token."""
 
@@ -60,19 +66,6 @@ class JointCapacity:
 
     model: PerfModel
     slo: Slo
-
-    @cached_property
-    def _batches(self) -> FloatArray:
-        """`(1, POINTS)` sequences."""
-        return np.geomspace(FEWEST, self.model.batch_size_max, POINTS)[None, :]
-
-    @cached_property
-    def _steps(self) -> tuple[FloatArray, FloatArray]:
-        """`(1, POINTS)` seconds of a step with nothing in the cache, and seconds more for each
-        token that a sequence holds there: the law is linear in these."""
-        batch = np.maximum(self._batches, 1.0)
-        empty_s = self.model.itl_s(batch, np.zeros(1))
-        return empty_s, self.model.itl_s(batch, np.ones(1)) - empty_s
 
     @cached_property
     def _launch_s(self) -> float:
@@ -100,11 +93,31 @@ class JointCapacity:
                 that run: more than prompt + output / 2, because long answers run longer.
             batch_size: `(n,)` most sequences at once.
         """
-        batch, held = self._batches, held_tokens[:, None]
-        empty_s, per_held_s = self._steps
-        step_s = empty_s + per_held_s * held
-        decode_s = output_tokens[:, None] * step_s / batch
+        slots = np.minimum(batch_size, self.model.batch_size_max)
+        cap = np.maximum(FULL * np.minimum(slots, self.model.kv_tokens / held_tokens), FEWEST)
         prompt_s = self.prefill_extra_s(prompt_tokens)[:, None]
+        mix = (prompt_s, output_tokens[:, None], held_tokens[:, None])
+        low, high = np.full_like(cap, FEWEST), cap
+        rows = np.arange(len(cap))
+        for _ in range(PASSES):
+            batch = low[:, None] * (high / low)[:, None] ** np.linspace(0, 1, POINTS)
+            *_, meets = self._at(batch, *mix)
+            last = np.where(meets, np.arange(POINTS), 0).max(axis=1)
+            low, high = batch[rows, last], batch[rows, np.minimum(last + 1, POINTS - 1)]
+        *_, meets = self._at(low[:, None], *mix)
+        best = np.where(meets[:, 0], low, cap)
+        qps, tpot_s, _ = self._at(best[:, None], *mix)
+        return Carried(qps[:, 0], best, cap, tpot_s[:, 0])
+
+    def _at(
+        self, batch: FloatArray, prompt_s: FloatArray, output: FloatArray, held: FloatArray
+    ) -> tuple[FloatArray, FloatArray, BoolArray]:
+        """Requests/s with so many sequences at once, TPOT, and whether the objectives are met.
+
+        All are `(n, batches)`, or `(n, 1)` where a mix has one; prompt_s is what a prompt adds.
+        """
+        step_s = self.model.itl_s(np.maximum(batch, 1.0), held)
+        decode_s = output * step_s / batch
         launch_s = np.minimum(self._launch_s, prompt_s)
         prefill_s = prompt_s + step_s
         extra_s = prompt_s + np.zeros_like(decode_s)
@@ -117,10 +130,4 @@ class JointCapacity:
         tpot_s = step_s / left
         patience = np.maximum(self.slo.ttft_s / prefill_s - 1.0, 0.0)
         late = (1.0 - left) * np.exp(-patience * left)
-        fits = batch <= FULL * batch_size[:, None]
-        fits &= batch * held <= FULL * self.model.kv_tokens
-        meets = fits & (tpot_s <= self.slo.tpot_s) & (late <= LATE)
-        allowed = np.where(meets.any(axis=1, keepdims=True), meets, fits)
-        column = np.where(allowed, np.arange(POINTS), 0).max(axis=1)
-        rows = np.arange(len(qps))
-        return Carried(qps[rows, column], batch[0, column], tpot_s[rows, column])
+        return qps, tpot_s, (tpot_s <= self.slo.tpot_s) & (late <= LATE)

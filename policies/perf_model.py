@@ -93,6 +93,32 @@ class PerfModel:
         seconds = seconds + np.where(prompt_tokens > 0, law.prefill_base_s, 0.0)
         return np.asarray(seconds * _between(straggler, sequences))
 
+    def mixed_s(
+        self,
+        decodes: FloatArray,
+        kv_tokens: FloatArray,
+        arriving_tokens: FloatArray,
+        prompt_tokens: FloatArray,
+    ) -> FloatArray:
+        """Seconds of an iteration of decodes that prompts come into, in the mean.
+
+        Where less than a prompt arrives per iteration, most iterations hold none and some a whole
+        one: what an iteration with prompt tokens costs, however few they are, is paid by the share
+        of iterations that have any.
+
+        Args:
+            decodes: sequences.
+            kv_tokens: what they have in the cache.
+            arriving_tokens: prompt tokens per iteration, in the mean.
+            prompt_tokens: mean of one prompt.
+        """
+        one = np.minimum(prompt_tokens, self.chunk_tokens)
+        share = np.minimum(arriving_tokens / one, 1.0)
+        without_s = self.iteration_s(decodes, np.zeros(1), kv_tokens)
+        tokens = np.maximum(np.minimum(arriving_tokens, self.chunk_tokens), one)
+        with_s = self.iteration_s(decodes + 1.0, tokens, kv_tokens)
+        return np.asarray(without_s + share * (with_s - without_s))
+
     def itl_s(self, batch: FloatArray, context_tokens: FloatArray) -> FloatArray:
         """Seconds of one iteration of decodes: the gap between two tokens.
 
@@ -159,7 +185,11 @@ class PerfModel:
         return _best(qps, batch, seconds, np.full_like(qps, np.nan), seconds <= ttft_s)
 
     def decode_capacity(
-        self, prompt_tokens: FloatArray, output_tokens: FloatArray, itl_s: float
+        self,
+        prompt_tokens: FloatArray,
+        output_tokens: FloatArray,
+        itl_s: float,
+        batch_size: FloatArray | float = np.inf,
     ) -> Capacity:
         """Requests/s that a replica decodes when it does nothing else.
 
@@ -169,8 +199,9 @@ class PerfModel:
         Args:
             prompt_tokens, output_tokens: `(n,)` means of a request.
             itl_s: objective.
+            batch_size: `(n,)` most sequences at once, where the knob says less than the engine.
         """
-        batch = self._batches()
+        batch = self._batches(batch_size)
         output = _column(output_tokens)
         context = _context(prompt_tokens, output)
         gap_s = self.itl_s(batch, context)
@@ -187,19 +218,23 @@ class PerfModel:
         ttft_s: float,
         itl_s: float,
         hits: FloatArray | float = 0.0,
+        batch_size: FloatArray | float = np.inf,
     ) -> Capacity:
         """Requests/s of a replica that prefills and decodes, as those of our fleets do.
 
-        With b decodes each iteration also takes the prompt tokens that arrive at their rate,
-        b x prompt / output, while these fit into its budget. b / (output tokens x that iteration)
-        is the rate; TTFT is the time for one iteration's prompt tokens and one prompt more.
+        With b decodes an iteration also takes the prompt tokens that arrive at their rate,
+        b x prompt / output in the mean, while these fit into its budget. b / (output tokens x mean
+        iteration) is the rate; TTFT is the time for one iteration's prompt tokens and one prompt
+        more. The planner asks its model for one iteration with the mean of the prompt tokens;
+        `mixed_s` is what a model that was fitted to both kinds of iterations would answer.
 
         Args:
             prompt_tokens, output_tokens: `(n,)` means of a request.
             ttft_s, itl_s: objectives.
             hits: `(n,)` share (0-1) of the prompt that the prefix cache has.
+            batch_size: `(n,)` most sequences at once, where the knob says less than the engine.
         """
-        batch = self._batches()
+        batch = self._batches(batch_size)
         each, output = self._computed(prompt_tokens, hits), _column(output_tokens)
         context = _context(prompt_tokens, output)
         held = batch * context
@@ -207,14 +242,16 @@ class PerfModel:
             beside = np.ceil(batch * each / np.maximum(output, 1.0))
             budget = self.chunk_tokens - batch
             fits = self._fits(batch, context) & (budget > 0) & (beside <= budget) & (output > 0)
-            gap_s = self.iteration_s(batch + 1.0, np.minimum(beside, self.chunk_tokens), held)
+            gap_s = self.mixed_s(batch, held, beside, each)
             first_s = self.queue_s(beside + each, batch, held)
             qps = np.where(fits, batch / (output * gap_s), np.nan)
         return _best(qps, batch, first_s, gap_s, (first_s <= ttft_s) & (gap_s <= itl_s))
 
-    def _batches(self) -> FloatArray:
-        """`(1, batch_size_max)` sequences, from 1."""
-        return np.arange(1.0, self.batch_size_max + 1)[None, :]
+    def _batches(self, batch_size: FloatArray | float = np.inf) -> FloatArray:
+        """`(n or 1, batch_size_max)` sequences, from 1; NaN above the knob's."""
+        batch = np.arange(1.0, self.batch_size_max + 1)[None, :]
+        most = np.atleast_1d(np.asarray(batch_size, dtype=np.float64))[:, None]
+        return np.where(batch > most, np.nan, batch)
 
     def _fits(self, batch: FloatArray, context: FloatArray) -> BoolArray:
         """Where so many contexts fit into the cache; not where the context is not known."""

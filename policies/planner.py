@@ -24,7 +24,6 @@ from policies.joint_capacity import Carried, JointCapacity
 from policies.options import Options
 from policies.perf_model import PerfModel
 from policies.rule import RulePolicy, RuleResult
-from tuner.core.errors import ConfigError
 from tuner.core.figures import figure
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import ObservationArrays
@@ -35,6 +34,9 @@ from tuner.data.profiles import load_profile
 HEADROOM = 1.3
 HOLD_S = 600.0
 TREND = 0.5
+LONGEST_S = 14_400.0
+"""Of horizon and window: beyond four hours they are slips, and a window is remembered look by look.
+"""
 HELD_S = 300.0
 """Length of the mean, s, of what a sequence holds in the cache: it changes with the mix of
 requests, not with their rate."""
@@ -58,6 +60,13 @@ def _mix(rates: FloatArray) -> Mix:
     qps = np.maximum(rates[:, QPS], TINY)
     prompt, output = (np.maximum(rates[:, column] / qps, 1.0) for column in (PROMPT, OUTPUT))
     return Mix(qps, prompt, output)
+
+
+def _held(measured: FloatArray, usual: Mix) -> FloatArray:
+    """`(n,)` tokens that a running sequence has in the cache: of the usual mix, not of a forecast
+    one, its prompt and half its output where it is not measured."""
+    halfway = usual.prompt_tokens + usual.output_tokens / 2
+    return np.where(np.isnan(measured), halfway, np.maximum(measured, 1.0))
 
 
 @dataclass(frozen=True)
@@ -94,15 +103,15 @@ class PlannerRule:
         rates = np.stack([_finite(now, name) for name in RATES], axis=1)
         before_s = state.at_s[:, 0].copy()
         known = self.forecast.see(state, now.at_s, rates)
-        coming = self.forecast.ahead(state, now.at_s, rates)
+        coming = self.forecast.ahead(state, now.at_s)
         self._see_held(held, now, before_s)
         mix = _mix(coming)
-        carried = self._carried(now, mix, held[:, 0])
-        need = self.headroom * mix.qps / carried.qps
+        carried = self._carried(now, mix, _held(held[:, 0], _mix(state.mean)))
+        need = np.where(known, self.headroom * mix.qps / carried.qps, np.nan)
 
         waiting, running = _finite(now, "queue_depth"), _finite(now, "running")
         in_flight = np.where(waiting > 0, waiting + running, np.nan)
-        backlog = in_flight / carried.batch
+        backlog = in_flight / carried.room
         raw = np.ceil(np.fmax(need, np.where(known, backlog, np.nan)))
         asked.add(known, now.at_s, raw)
         held_at = asked.largest(now.at_s, self.hold_s, raw)
@@ -125,7 +134,6 @@ class PlannerRule:
 
     def _carried(self, now: ObservationArrays, mix: Mix, held: FloatArray) -> Carried:
         """What one replica takes of the mix that is coming."""
-        held = np.where(np.isnan(held), mix.prompt_tokens + mix.output_tokens / 2, held)
         most = np.full_like(held, float(self.capacity.model.batch_size_max))
         if "batch_size" in now.knobs.names:
             knob = now.settings[:, now.knobs.column("batch_size")]
@@ -162,8 +170,8 @@ class PlannerWords:
         raw = float(self.raw[row])
         if raw > np.ceil(self.need[row]):
             return (
-                f"{self.in_flight[row]:.0f} requests under way or waiting, "
-                f"{figure(self.carried.batch[row])} to a replica: {raw:.0f}"
+                f"{self.in_flight[row]:,.0f} requests wait or run, room for "
+                f"{figure(self.carried.room[row])} on a replica: {raw:.0f}"
             )
         headroom = self.rule.headroom
         return (
@@ -208,7 +216,7 @@ def build(options: Options, target: Target) -> RulePolicy:
     """Policy `planner`.
 
     Options: `profile`, a built-in one or a file, in place of the target's; `headroom`; `horizon_s`
-    (None: one cold start of the profile and one tick); `hold_s`; `trend`; `season`.
+    (else one cold start of the profile and one tick); `hold_s`; `trend`; `season`.
 
     Raises:
         ConfigError: an option is unknown or does not fit, or there is no profile.
@@ -216,29 +224,20 @@ def build(options: Options, target: Target) -> RulePolicy:
     """
     named = options.text("profile", "")
     profile = load_profile(named) if named else target.serving("planner")
-    numbers = {
-        "headroom": options.number("headroom", HEADROOM),
-        "horizon_s": options.number("horizon_s", cold_start_s(profile) + target.tick_s),
-        "hold_s": options.number("hold_s", HOLD_S),
-    }
-    shares = {
-        "trend": options.number("trend", TREND),
-        "season": options.number("season", 0.0),
-    }
-    options.finish()
-    for name, value in numbers.items():
-        if value < 0 or (name == "headroom" and value == 0):
-            least = "above 0" if name == "headroom" else "at least 0"
-            raise ConfigError(f"planner: {name} is {value:g}; expected a number {least}")
-    for name, value in shares.items():
-        if not 0 <= value <= 1:
-            raise ConfigError(f"planner: {name} is {value:g}; expected a share from 0 to 1")
+    horizon_s = cold_start_s(profile) + target.tick_s
+    forecast = Forecast(
+        horizon_s=options.span("horizon_s", horizon_s, most=LONGEST_S),
+        tick_s=target.tick_s,
+        trend=options.share("trend", TREND),
+        season=options.share("season", 0.0),
+    )
     rule = PlannerRule(
         capacity=JointCapacity(PerfModel(profile), target.slo),
-        forecast=Forecast(numbers["horizon_s"], target.tick_s, shares["trend"], shares["season"]),
-        headroom=numbers["headroom"],
-        hold_s=numbers["hold_s"],
+        forecast=forecast,
+        headroom=options.above("headroom", HEADROOM),
+        hold_s=options.span("hold_s", HOLD_S, most=LONGEST_S),
     )
+    options.finish()
     return RulePolicy("planner", rule)
 
 

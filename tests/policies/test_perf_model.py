@@ -12,6 +12,7 @@ from policies.perf_model import PerfModel
 from tests.envs.simulator import small
 from tests.envs.simulator.small import Case
 from tuner.core.profile import EngineLimits, KvCache, ServingProfile, StepTime
+from tuner.core.slo import Slo
 from tuner.data import load_profile
 
 BATCH_TABLE = StepTime(
@@ -122,6 +123,27 @@ def test_a_mixed_iteration_takes_the_prompt_tokens_that_arrive_with_its_decodes(
     # One prompt behind one iteration's tokens.
     best = toy(law).capacity(np.array([1000.0]), np.array([100.0]), ttft_s=0.0221, itl_s=1.0)
     assert best.batch == 21
+
+
+def test_the_knob_may_allow_fewer_sequences_than_the_engine():
+    model = toy(StepTime(base_s=0.01, per_sequence_s=0.0005))
+    sizes = np.array([3000.0, 3000.0]), np.array([150.0, 150.0])
+    found = model.decode_capacity(*sizes, 0.05, batch_size=np.array([32.0, np.nan]))
+    assert found.batch.tolist() == [32, 80]
+
+
+@pytest.mark.parametrize(("share", "kept"), [(0.95, True), (1.05, False)])
+def test_a_replica_keeps_the_objectives_up_to_its_capacity_in_the_simulator(share, kept):
+    profile, slo = PROFILES["deepseek"], Slo(2.5, 0.075)
+    prompt, output = np.array([2500]), np.array([800])
+    best = PerfModel(profile).capacity(prompt, output, ttft_s=slo.ttft_s, itl_s=slo.tpot_s)
+    gaps_s = np.random.default_rng(0).exponential(1 / (share * best.qps[0]), 1500)
+    rows = [(at_s, 2500, 800) for at_s in np.cumsum(gaps_s)]
+    fleet = small.fleet(Case(small.trace(rows), profile, (small.tick(batch_size=128),)))
+    fleet.advance(5000.0)
+    seen = fleet.requests()
+    met = slo.met(seen.ttft_s, (seen.e2e_s - seen.ttft_s) / 799)
+    assert met.mean() > 0.99 if kept else met.mean() < 0.9
 
 
 def test_sizes_that_are_not_known_or_do_not_fit_have_no_capacity():
