@@ -6,7 +6,7 @@ light load as long answers and a heavy one as long prompts. This one is told bot
 profile: the rates of one cold start ahead (`forecast`) over what one replica carries of that mix
 within the objectives (`joint_capacity`), times a headroom. Where requests already wait it asks for
 the replicas that hold all of them at once. It goes up at once, and down to the most that it asked
-for within a window.
+for within a window, which at the beginning is what is in force.
 """
 
 from __future__ import annotations
@@ -111,8 +111,11 @@ class PlannerRule:
 
         waiting, running = _finite(now, "queue_depth"), _finite(now, "running")
         in_flight = np.where(waiting > 0, waiting + running, np.nan)
-        backlog = in_flight / carried.room
-        raw = np.ceil(np.fmax(need, np.where(known, backlog, np.nan)))
+        backlog = np.where(known, in_flight / carried.room, np.nan)
+        raw = _whole(np.fmax(need, backlog))
+        n = now.settings[:, now.knobs.column("replicas")]
+        # A controller that begins has seen no load yet: what is in force stays for a window.
+        asked.add(np.isnan(asked.at_s).all(axis=1) & ~np.isnan(n), now.at_s, n)
         asked.add(known, now.at_s, raw)
         held_at = asked.largest(now.at_s, self.hold_s, raw)
         low, high = _bounds(now.knobs)
@@ -168,7 +171,7 @@ class PlannerWords:
     def _asked(self, row: int) -> str:
         """What forecast or backlog ask for."""
         raw = float(self.raw[row])
-        if raw > np.ceil(self.need[row]):
+        if raw > _whole(self.need[row]):
             return (
                 f"{self.in_flight[row]:,.0f} requests wait or run, room for "
                 f"{figure(self.carried.room[row])} on a replica: {raw:.0f}"
@@ -192,6 +195,11 @@ class PlannerWords:
         if held_at < self.low:
             words.append(f"at least {self.low:.0f} allowed")
         return words
+
+
+def _whole(replicas: FloatArray) -> FloatArray:
+    """Rounded up, but for a rounding error."""
+    return np.asarray(np.ceil(np.maximum(replicas - 1e-6, 0.0)))
 
 
 def _finite(now: ObservationArrays, name: str) -> FloatArray:

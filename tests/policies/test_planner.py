@@ -177,6 +177,13 @@ def test_answers_under_way_are_a_load_when_no_one_asks_any_more():
     assert counts(rule(), [seen()] * 20 + [quiet] * 20)[20:] == [10.0] * 20
 
 
+def test_what_is_in_force_at_the_beginning_stays_for_a_window():
+    # A controller that starts beside a fleet of 10, and a load of which it sees little at first.
+    wanted = counts(rule(hold_s=300.0), [seen(4250.0)] * 40)
+    assert wanted[:20] == [10.0] * 20
+    assert wanted[20:] == [1.0] * 20
+
+
 def test_a_look_without_rates_moves_nothing_and_forgets_nothing():
     blind = seen(output_tokens_per_s=None)
     wanted = counts(rule(hold_s=600.0), [seen()] * 10 + [blind] * 10 + [seen(41_000.0)])
@@ -219,7 +226,10 @@ def test_it_says_what_it_worked_with(options, run, words):
 
 
 def test_no_load_has_its_words():
-    assert why(rule(), seen(0.0)).endswith(": 1")
+    assert why(rule(), seen(0.0)) == (
+        "in 480 s 0 requests/s of 1 prompt and 1 output tokens, 4,250 to a replica, "
+        "is 0 x 1 headroom: 0, at least 1 allowed"
+    )
 
 
 def test_a_live_target_names_its_profile(tmp_path: Path):
