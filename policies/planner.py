@@ -31,9 +31,15 @@ from tuner.core.profile import ServingProfile
 from tuner.core.protocols import FloatArray
 from tuner.data.profiles import load_profile
 
-HEADROOM = 1.3
-HOLD_S = 600.0
+HEADROOM = 1.2
+"""The dial. The model leaves no reserve beyond what steady loads need, so this is all for loads
+that are not steady: what a jump may bring before the replicas come that it calls for."""
+HOLD_S = 1800.0
+"""A start is paid for and serves slowly at first, so a replica given up has to stay away for a
+while to pay."""
 TREND = 0.5
+"""Half of a rise goes on. With all of it the fleet overshoots every jump of the DeepSeek-R1 day,
+with none it needs more headroom for the same attainment, at about the same cost."""
 LONGEST_S = 14_400.0
 """Of horizon and window: beyond four hours they are slips, and a window is remembered look by look.
 """
@@ -250,7 +256,11 @@ def build(options: Options, target: Target) -> RulePolicy:
 
 
 def search(load: Load) -> tuple[Parameter, ...]:
-    """Headroom, then what else moves the curve of cost against attainment."""
+    """Headroom, then what else moves the curve of cost against attainment.
+
+    The horizon is not searched: the cold start is known, and without a season a longer horizon is
+    the same as more trend.
+    """
     return (
         Parameter("headroom", 0.6, 2.5, "", log=True),
         Parameter("hold_s", 0.0, 7200.0, "s"),
