@@ -11,7 +11,7 @@ from experiments.money import price_of, usd
 from experiments.oracles import CLAIRVOYANT
 from experiments.readable import MINUS, figure, interval, percent
 from experiments.statistics import seeds_interval
-from experiments.verdict import BOUNDS, CLAIRVOYANT, EVEN_COST
+from experiments.verdict import BOUNDS, EVEN_COST
 
 
 @dataclass(frozen=True)

@@ -126,6 +126,17 @@ class Options:
             )
         return value
 
+    def share(self, name: str, default: float) -> float:
+        """An option that is a share.
+
+        Raises:
+            ConfigError: it is not from 0 to 1.
+        """
+        value = self.number(name, default)
+        if not 0 <= value <= 1:
+            raise ConfigError(f"{self._policy}: {name} is {figure(value)}; expected 0 to 1")
+        return value
+
     def gives(self, name: str) -> bool:
         """Whether the option was given at all."""
         self._known.append(name)

@@ -1,4 +1,9 @@
-"""Static: the same settings for ever, what most fleets run and every rule has to beat."""
+"""Static: the same settings for ever, what most fleets run and every rule has to beat.
+
+`static-best` is the same rule under a name that promises where its count is from: it was the best
+on other traces than the one it runs on. That is what an operator can know; the best count on the
+very trace is hindsight, and a comparison shows both.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,7 @@ import numpy as np
 from policies.entry import Entry, Load, Parameter, Target
 from policies.options import Options
 from policies.rule import RulePolicy, RuleResult
+from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSettings
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import FloatArray
@@ -58,6 +64,20 @@ def build(options: Options, target: Target) -> RulePolicy:
     return RulePolicy("static", StaticRule(KnobSettings(settings)))
 
 
+def build_best(options: Options, target: Target) -> RulePolicy:
+    """Policy `static-best`: `static`, whose `replicas` has to be given.
+
+    Raises:
+        ConfigError: it is not, an option is no knob, or its value lies outside the knob's range.
+    """
+    if not options.gives("replicas"):
+        raise ConfigError(
+            "static-best: its count is chosen on another trace, and none is given; name that trace "
+            "(`tuner compare --train-trace`) or the count (static-best.replicas)"
+        )
+    return RulePolicy("static-best", build(options, target).rule)
+
+
 def search(load: Load) -> tuple[Parameter, ...]:
     """The count, from a quarter of the best to twice as many."""
     low, high = max(1.0, load.replicas // 4), 2.0 * load.replicas
@@ -65,3 +85,4 @@ def search(load: Load) -> tuple[Parameter, ...]:
 
 
 ENTRY = Entry(build, search)
+BEST_ENTRY = Entry(build_best, search)

@@ -63,7 +63,10 @@ observations = st.builds(
 )
 
 
-NEEDED = {"schedule": {"times": "00:00=2,00:00:40=5,12:00=70"}}
+NEEDED = {
+    "schedule": {"times": "00:00=2,00:00:40=5,12:00=70"},
+    "static-best": {"replicas": 4},
+}
 """Options that a policy cannot do without."""
 
 

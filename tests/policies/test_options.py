@@ -80,7 +80,7 @@ def test_the_policy_s_own_option_wins():
     assert hpa(**{"hpa.target": 2, "target": 1}).metrics[0].target == 2.0
 
 
-@pytest.mark.parametrize("name", [name for name in policies.POLICIES if name != "static"])
+@pytest.mark.parametrize("name", sorted(policies.POLICIES.keys() - {"static", "static-best"}))
 def test_the_readme_names_every_option(name):
     rows = (Path(policies.__file__).parent / "README.md").read_text().splitlines()
     row = next(line for line in rows if line.startswith(f"| `{name}`"))
@@ -102,6 +102,14 @@ REFUSED = {
     "half a replica": ("static", {"replicas": 2.5}, "replicas is 2.5; expected a whole number"),
     "too many replicas": ("static", {"replicas": 17}, "replicas 17 is outside 2..16"),
     "a batch of none": ("static", {"batch_size": 0}, "batch_size 0 is outside 1..128"),
+    "no count for static-best": (
+        "static-best",
+        {},
+        "none is given; .* --train-trace",
+    ),
+    "too many of static-best": ("static-best", {"replicas": 17}, "replicas 17 is outside 2..16"),
+    "a share above 1": ("planner", {"trend": 2}, "planner: trend is 2; expected 0 to 1"),
+    "no headroom": ("planner", {"headroom": 0}, "headroom is 0; expected above 0"),
     "a bound outside the knob": ("hpa", {"max_replicas": 17}, "max_replicas 17 is outside 2..16"),
     "a lower bound outside": ("hpa", {"min_replicas": 1}, "min_replicas 1 is outside 2..16"),
     "bounds that cross": ("hpa", {"min_replicas": 9, "max_replicas": 8}, "9 is above max"),
@@ -113,7 +121,7 @@ REFUSED = {
 @pytest.mark.parametrize(("name", "options", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_refuses_in_one_sentence(name, options, sentence):
     with pytest.raises(ConfigError, match=sentence) as error:
-        build_policy(name, options, KNOBS, tick_s=15.0)
+        build_policy(name, options, KNOBS, tick_s=15.0, profile=PROFILE)
     assert "\n" not in str(error.value)
 
 
