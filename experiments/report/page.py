@@ -55,9 +55,12 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         sweep_columns=[m.label for m in METRICS if m.name in SWEEP_FIGURES],
         objectives=objectives(comparison),
         sweeps=[(sweep, sweep_rows(sweep)) for sweep in comparison.tuning.sweeps.values()],
-        curves=[]
-        if comparison.tuning.hindsight
-        else [(sweep, sweep_rows(sweep)) for sweep in comparison.tuning.curves.values()],
+        searches=list(comparison.tuning.searches.values()),
+        curves=[
+            (curve, sweep_rows(curve))
+            for name, curve in comparison.tuning.curves.items()
+            if curve is not comparison.tuning.sweeps.get(name)
+        ],
         settings=[(o.name, setting_rows(o)) for o in comparison.policies],
         config=list(_flat(asdict(comparison.config))),
         profile=comparison.profile,

@@ -101,7 +101,8 @@ def test_says_what_ran_from_what_and_how_to_repeat_it(text):
         "Assumed, not measured: limits.batch_size_max, kv (no origin).",
         "Whatever happens between <two> replicas.",
         "1, 2, 3; sweeps ran seed 0",
-        "static and hpa were tuned on calm, not on the load that is compared here.",
+        "static was tuned on the very load that is compared here.",
+        "hpa was tuned on calm, not on the load that is compared here.",
         "Every policy but static started with 2 ready replicas.",
     ):
         assert words in text
@@ -119,9 +120,11 @@ def test_sections_that_plots_and_links_need_are_there(page):
 
 
 def test_sweeps_of_both_traces_are_shown_when_rules_were_tuned_elsewhere(text, comparison):
-    assert "The same sweep on the compared load, with hindsight" in text
-    for sweep in (*comparison.tuning.sweeps.values(), *comparison.tuning.curves.values()):
-        assert f"{sweep.sentence}." in text
+    tuning = comparison.tuning
+    assert "Each rule's dial on the compared load, with hindsight" in text
+    assert "hpa" in tuning.searches
+    for found in (*tuning.sweeps.values(), *tuning.searches.values(), *tuning.curves.values()):
+        assert f"{found.sentence}." in text
 
 
 def painted(value):
