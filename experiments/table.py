@@ -29,9 +29,10 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             console.print(Padding(Text(detail), (0, 0, 0, 2)))
     for start in range(0, len(comparison.policies), ACROSS):
         console.print(_figures(comparison, comparison.policies[start : start + ACROSS]))
-    tuning = comparison.tuning
-    for found in (*tuning.sweeps.values(), *tuning.searches.values()):
-        console.print(Text(f"{found.sentence}."))
+    for sweep in comparison.tuning.sweeps.values():
+        console.print(Text(f"{sweep.sentence}."))
+    for search in comparison.tuning.searches.values():
+        console.print(Text(f"{search.sentence}."))
     for note in notes(comparison):
         console.print(Text("note: ", style="yellow") + Text(note))
 
