@@ -64,7 +64,7 @@ proof-calibration: setup ## a profile out of a recording of the real vLLM, again
 	@touch $@
 
 proof-ray: setup .venv-ray/.installed ## a comparison on a Ray cluster of two workers, the same bits as here (0.3 GB in ./.venv-ray)
-	@PYTHONPATH=.venv-ray $(BIN)/python -m pytest tests/experiments/test_executors.py $(PYTEST_ARGS)
+	@PYTHONPATH="$(CURDIR):$(CURDIR)/.venv-ray" $(BIN)/python -m pytest tests/experiments/test_executors.py $(PYTEST_ARGS)
 
 proof-triton: setup ## the Triton adapter against a real server (optional; 0.4 GB in ./.venv-triton)
 	@bash .ci/triton

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,6 +55,8 @@ class Executor:
             ) from error
         from joblib import parallel_config
 
+        if self.address is not None:
+            _reach(self.address)
         own = {} if self.address else {"num_cpus": self.jobs or cores(), "include_dashboard": False}
         try:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.ERROR, **own)
@@ -69,3 +72,25 @@ class Executor:
                 yield self.jobs or int(ray.cluster_resources().get("CPU", 1))
         finally:
             ray.shutdown()
+
+
+REACH_S = 10.0
+"""Longest wait for a cluster's port: Ray itself goes on trying for minutes."""
+
+
+def _reach(address: str) -> None:
+    """Refuse a HOST:PORT, or ray://HOST:PORT, at which nothing listens.
+
+    Raises:
+        InputError: nothing does.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not (colon and port.isdigit()):
+        return  # "auto": Ray knows where to look
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_S).close()
+    except (OSError, OverflowError) as error:
+        raise InputError(
+            f"the Ray cluster at {address} does not answer ({error}); name the HOST:PORT that "
+            "`ray start --head` prints"
+        ) from error

@@ -44,6 +44,8 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         regrets = {outcome.name: comparison.regret(outcome) for outcome in comparison.policies}
         for sentence in oracle_sentences(comparison.oracles, regrets):
             console.print(Text(f"{sentence}."))
+    for search in comparison.tuning.searches.values():
+        console.print(Text(f"{search.sentence}."))
     for note in notes(comparison):
         console.print(Text("note: ", style="yellow") + Text(note))
 
