@@ -37,8 +37,8 @@ INSTANT_PRICES = (4.0, 16.0, 64.0)
 AHEAD_S = 120.0
 """Replicas are there so long before the first requests that would miss an objective without them:
 an answer is late by what the fleet was like all the time since it was asked for. On 16 hours of
-DeepSeek-R1, oracle A reached 98.4 % for 1,510 GPU hours without it, 99.4 % for 1,484 with it;
-oracle B is the same with and without, and twice as much costs oracle A 1 % more."""
+DeepSeek-R1, oracle A reached 98.4 % for 1,510 GPU hours without it and 99.4 % for 1,485 with it;
+oracle B costs the same with and without, and twice as much costs oracle A 1 % more."""
 PILOT = 8.0
 """The price of the plan that shows how long drains take."""
 ROUNDS = 2
