@@ -23,6 +23,7 @@ from experiments.oracles.misses import MissTable, measure_misses
 from experiments.oracles.result import CLAIRVOYANT, INSTANT, Frontier, OraclePoint, Oracles
 from experiments.oracles.runner import PlannedFleet, PlanRunner
 from experiments.oracles.start import start_of
+from experiments.result import Floats
 from experiments.sweep import SEED
 from policies.oracle import Plan, Start, cheapest_plan
 from tuner.core.profile import ServingProfile
@@ -35,6 +36,11 @@ PRICES = (1.25, 2.0, 4.0, 8.0, 24.0)
 2 on it gives up what is dearest only."""
 INSTANT_PRICES = (4.0, 16.0, 64.0)
 """The same for oracle A, of which nothing but the goals is asked."""
+AHEAD_S = 120.0
+"""Replicas are there so long before the first requests that would miss an objective without them:
+an answer is late by what the fleet was like all the time since it was asked for. On 16 hours of
+DeepSeek-R1, oracle A reached 98.4 % for 1,510 GPU hours without it and 99.4 % for 1,485 with it;
+oracle B costs the same with and without, and twice as much costs oracle A 1 % more."""
 PILOT = 8.0
 """The price of the plan that shows how long drains take."""
 ROUNDS = 2
@@ -143,7 +149,8 @@ class _Planner:
     def _plan(self, start: Start, price: float, drain: float) -> Plan:
         assert self.config.initial_replicas is not None
         first = self.config.initial_replicas
-        return cheapest_plan(self.table.missed, start, price=price, first=first, drain=drain)
+        missed = missed_within(self.table.missed, round(AHEAD_S / self.config.tick_s))
+        return cheapest_plan(missed, start, price=price, first=first, drain=drain)
 
     def _runs(
         self, plans: Mapping[float, Plan], seeds: Sequence[int], block_s: float | None = None
@@ -163,6 +170,14 @@ class _Planner:
 
     def _gpu_s(self, price: float) -> float:
         return price * self.config.tick_s * self.profile.gpus_per_replica
+
+
+def missed_within(missed: Floats, ahead: int) -> Floats:
+    """`(ticks, most)` the most that is missed in a tick or one of the next `ahead` ones."""
+    worst = missed.copy()
+    for later in range(1, min(ahead, len(missed) - 1) + 1):
+        worst[:-later] = np.maximum(worst[:-later], missed[later:])
+    return worst
 
 
 def _drain_ticks(run: RunDigest) -> float:

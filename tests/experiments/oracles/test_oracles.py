@@ -23,6 +23,7 @@ from experiments.oracles import (
 from experiments.oracles.misses import by_tick, measure_misses, ticks_of
 from experiments.oracles.result import Frontier
 from experiments.oracles.runner import HOLD
+from experiments.oracles.search import missed_within
 from experiments.oracles.start import start_draws_s, start_of
 from experiments.oracles.words import oracle_sentences
 from experiments.run import run
@@ -116,8 +117,8 @@ def test_no_fixed_fleet_holds_a_goal_for_less_and_instant_starts_cost_no_more(or
 def test_orders_before_the_surge_and_leaves_after_it(oracles):
     plan = oracles.outcomes(CLAIRVOYANT)[-1].point.plan
     most = plan.wanted[BEGIN:END].max()
-    # A start takes 8 ticks in the median, and 14 at the most; the ramp comes after it.
-    assert plan.wanted[BEGIN - 8] > plan.wanted[4 : BEGIN - 18].max()
+    # A start takes 8 ticks in the median and 14 at the most, and 8 are to spare.
+    assert plan.wanted[BEGIN - 8] > plan.wanted[4 : BEGIN - 22].max()
     assert plan.wanted[END + 6 :].max() < most
 
 
@@ -252,6 +253,13 @@ def test_the_queue_of_the_noon_does_not_reach_the_night():
     night = slice(160, 200)  # ten minutes from ten minutes into it
     assert missed[night].sum() > 100
     assert table_of(noon_and_night).missed[night, 0].sum() < 10
+
+
+def test_what_will_be_missed_soon_counts_as_missed_now():
+    missed = np.array([[0.0], [0.0], [5.0], [1.0], [0.0]])
+    assert missed_within(missed, 2)[:, 0].tolist() == [5.0, 5.0, 5.0, 1.0, 0.0]
+    assert missed_within(missed, 0)[:, 0].tolist() == missed[:, 0].tolist()
+    assert missed_within(missed, 99)[:, 0].tolist() == [5.0, 5.0, 5.0, 1.0, 0.0]
 
 
 def test_silence_needs_nobody():
