@@ -87,9 +87,9 @@ def tune(
         spaces = {name: bench.space(name, spec, load) for name, spec in rules.items()}
         searches = _searched(bench, spaces, train, trace, start, tuned)
         found.update({name: dict(search.chosen.options) for name, search in searches.items()})
-        curves.update(bench.curves(trace, start, found, spaces))
-
     target, fallback = _fallback(bench, found)
+    if rules:
+        curves.update(bench.curves(trace, start, found, spaces, target, fallback))
     return Tuning(
         trace=train.name,
         hindsight=train is trace,

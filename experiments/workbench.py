@@ -104,12 +104,14 @@ class Bench:
         fallback: Mapping[str, OptionValue] | None = None,
     ) -> Job:
         """A policy's job: a rule at its own tick and on its own, anything else as configured."""
-        run = replace(self.config.run, initial_replicas=initial)
-        if spec in POLICIES and self.native:
-            run = replace(run, tick_s=self.tick_s(spec), fallback_target=None)
-            return Job(spec, name, options, run, seed, guarded=False)
-        run = replace(run, fallback_target=fallback_target)
-        return Job(spec, name, options, run, seed, fallback=fallback or {})
+        run = replace(self.config.run, initial_replicas=initial, fallback_target=fallback_target)
+        if not (spec in POLICIES and self.native):
+            return Job(spec, name, options, run, seed, fallback=fallback or {})
+        run = replace(run, tick_s=self.tick_s(spec))
+        if run.authority != "floor":
+            # Nobody takes over from a rule, and nobody stands beside it.
+            run, fallback = replace(run, fallback_target=None), None
+        return Job(spec, name, options, run, seed, guarded=False, fallback=fallback or {})
 
     def tick_s(self, spec: str) -> float:
         """Seconds between two looks of a rule: its own, or everybody's where it has none."""
@@ -180,6 +182,8 @@ class Bench:
         start: int,
         tuned: Mapping[str, Mapping[str, OptionValue]],
         spaces: Mapping[str, Space],
+        fallback_target: float | None,
+        fallback: Mapping[str, OptionValue],
     ) -> dict[str, Sweep]:
         """The dial of every tuned rule on a trace, everything else as tuned."""
         jobs, labels, values = [], [], {}
@@ -192,7 +196,9 @@ class Bench:
             for value in values[name]:
                 setting: dict[str, OptionValue] = {**tuned[name], **self.options(name)}
                 setting[dial.name] = round(value) if dial.whole else value
-                jobs.append(self.job(name, space.policy, setting, start, SEED))
+                jobs.append(
+                    self.job(name, space.policy, setting, start, SEED, fallback_target, fallback)
+                )
                 labels.append(f"curve: {name} {value:g}")
         digests = iter(self.digests(trace, jobs, labels))
         goal = self.config.sweep.goal

@@ -75,7 +75,7 @@ def test_yaml_that_python_cannot_hold_is_one_sentence(text):
 
 
 def test_a_timeline_without_any_value_is_empty():
-    buckets = _Buckets(x=np.arange(3.0), of=np.array([0, 1, 2]), length_s=60.0)
+    buckets = _Buckets(x={"x0": 0.0, "dx": 1.0}, of=np.array([0, 1, 2]), length_s=60.0, count=3)
     assert buckets.worst(np.full(3, np.nan)) == [None, None, None]
 
 

@@ -136,7 +136,7 @@ TASK = RunTask(
 
 
 def test_a_run_comes_back_bit_by_bit(tmp_path):
-    digest, result = TASK.run(lambda share: None)
+    digest, result = TASK.run(lambda *_: None)
     (back,) = Cells(tmp_path).run([TASK], 1)
     assert back.figures == digest.figures
     assert back.load == digest.load

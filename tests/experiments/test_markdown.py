@@ -18,11 +18,11 @@ NAMES = (*(name for name in FIXED if "oracle" not in name), "r1_a*b|c-1.0.0")
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
-    """Sixteen policies, most of them the toy's fixed count under another name."""
+    """Sixteen policies, most of them a fixed count under another name."""
     return compare(
         toy.toy_trace(surge=30.0, name="busy|day <x>"),
         toy.PROFILE,
-        {name: name for name in NAMES},
+        {name: name if name == "hpa" else "static" for name in NAMES},
         tmp_path_factory.mktemp("markdown"),
         config=CompareConfig(run=RunConfig(max_replicas=8, price_per_gpu_hour_usd=2.5)),
         runner=toy.ToyRunner(noise=0.05),

@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from experiments.cells import Cells
 from experiments.config import CompareConfig, RunConfig, SweepConfig
 from experiments.job import Job
 from experiments.oracles import (
@@ -34,6 +35,7 @@ from tuner.core.profile import Stage, Stages, Startup
 from tuner.core.slo import Slo
 from tuner.core.trace import Trace
 from tuner.data import load_profile
+from tuner.guardrails import bounds_alone
 from tuner.guardrails.max_delta import Step
 
 REFERENCE = load_profile("reference-affine")
@@ -47,7 +49,7 @@ CONFIG = CompareConfig(run=RUN)
 SEEDS = (1, 2)
 
 
-def silent(share):
+def silent(*_):
     pass
 
 
@@ -76,13 +78,26 @@ BEGIN, END = 32, 64
 
 
 @pytest.fixture(scope="module")
-def oracles():
-    return find_oracles(SURGE, PROFILE, CONFIG, seeds=SEEDS, initial_replicas=3)
+def cells(tmp_path_factory):
+    return Cells(tmp_path_factory.mktemp("cells"))
+
+
+@pytest.fixture(scope="module")
+def oracles(cells):
+    return find_oracles(SURGE, PROFILE, CONFIG, seeds=SEEDS, initial_replicas=3, cells=cells)
 
 
 def simulated(rule, seed, *, initial):
     config = replace(RUN, initial_replicas=initial)
-    return run(SURGE, PROFILE, RulePolicy("by hand", rule), config=config, seed=seed, fallback=HOLD)
+    return run(
+        SURGE,
+        PROFILE,
+        RulePolicy("by hand", rule),
+        config=config,
+        seed=seed,
+        fallback=HOLD,
+        guardrails=bounds_alone(),
+    )
 
 
 def test_plans_hold_their_goals_in_the_simulator(oracles):
@@ -168,11 +183,13 @@ def test_only_oracle_a_starts_at_once(oracles):
     assert starting[INSTANT] == 0
 
 
-def test_a_goal_out_of_reach_is_told_as_such():
+def test_a_goal_out_of_reach_is_told_as_such(cells):
     # A request that waits for nobody still needs more than 10 ms.
     hasty = replace(RUN, slo=Slo(ttft_s=0.001), max_replicas=2, initial_replicas=1)
     config = CompareConfig(run=hasty, sweep=SweepConfig(goal=0.5))
-    found = find_oracles(load(1.0, length_s=120.0), PROFILE, config, seeds=(1,), initial_replicas=1)
+    found = find_oracles(
+        load(1.0, length_s=120.0), PROFILE, config, seeds=(1,), initial_replicas=1, cells=cells
+    )
     outcome = found.outcomes(CLAIRVOYANT)[0]
     assert (outcome.goal, outcome.reached) == (0.5, False)
     first = next(oracle_sentences(found, {}))
@@ -221,13 +238,20 @@ def test_of_the_plans_that_reach_a_goal_the_cheapest_is_taken(oracles):
 # ---- the table
 
 
-def table_of(trace, **changed):
-    options = {"around": 3, "goal": 0.995, "seed": 0, "jobs": 1, "watch": lambda *_: None}
+def table_of(trace, cells, **changed):
+    options = {
+        "cells": cells,
+        "around": 3,
+        "goal": 0.995,
+        "seed": 0,
+        "jobs": 1,
+        "watch": lambda *_: None,
+    }
     return measure_misses(trace, PROFILE, RUN, **{**options, **changed})
 
 
-def test_a_larger_fleet_misses_no_more_and_a_large_one_next_to_nothing():
-    table = table_of(SURGE)
+def test_a_larger_fleet_misses_no_more_and_a_large_one_next_to_nothing(cells):
+    table = table_of(SURGE, cells)
     assert table.missed.shape == (96, 6)
     assert table.arrivals.sum() == len(SURGE)
     assert (np.diff(table.missed, axis=1) <= 0).all()
@@ -238,7 +262,7 @@ def test_a_larger_fleet_misses_no_more_and_a_large_one_next_to_nothing():
     assert np.median(table.need[BEGIN:END]) >= 2
 
 
-def test_the_queue_of_the_noon_does_not_reach_the_night():
+def test_the_queue_of_the_noon_does_not_reach_the_night(cells):
     """One replica drowns in the first half hour, and serves the second one with ease."""
     noon_and_night = load(10.0, 0.5, length_s=1800.0)
     fixed = run(
@@ -252,7 +276,7 @@ def test_the_queue_of_the_noon_does_not_reach_the_night():
     missed = by_tick(fixed.arrival_s[~fixed.met(RUN.slo)], 15.0, 240)
     night = slice(160, 200)  # ten minutes from ten minutes into it
     assert missed[night].sum() > 100
-    assert table_of(noon_and_night).missed[night, 0].sum() < 10
+    assert table_of(noon_and_night, cells).missed[night, 0].sum() < 10
 
 
 def test_what_will_be_missed_soon_counts_as_missed_now():
@@ -262,10 +286,10 @@ def test_what_will_be_missed_soon_counts_as_missed_now():
     assert missed_within(missed, 99)[:, 0].tolist() == [5.0, 5.0, 5.0, 1.0, 0.0]
 
 
-def test_silence_needs_nobody():
+def test_silence_needs_nobody(cells):
     """An hour without load between two of them: pieces without a request, and ends of pieces."""
     silent_hour = load(0.5, 0.0, 0.0, 0.0, 0.0, 0.5, length_s=700.0)
-    table = table_of(silent_hour, around=1)
+    table = table_of(silent_hour, cells, around=1)
     assert table.missed.shape == (280, 6)
     assert table.missed[47:233].sum() == 0
     assert (table.need == 1).all()
