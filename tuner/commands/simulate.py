@@ -26,7 +26,10 @@ def command(
     trace: Annotated[Path, typer.Option(help="Trace, Parquet; see `tuner trace --help`.")],
     profile: Annotated[str, typer.Option(help="Serving profile: a built-in name or a YAML file.")],
     policy: Annotated[
-        str, typer.Option(help="Policy: static, hpa, or the folder of a trained bundle.")
+        str,
+        typer.Option(
+            help="A policy by name (policies/README.md lists them), or the folder of a trained bundle."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it is made.")],
     set_: Annotated[
