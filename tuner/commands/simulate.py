@@ -28,7 +28,7 @@ def command(
     policy: Annotated[
         str,
         typer.Option(
-            help="A policy by name (policies/README.md lists them), or the folder of a trained bundle."
+            help="A policy by name (policies/README.md lists them), or the folder of a bundle."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder to write; it is made.")],
