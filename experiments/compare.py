@@ -119,7 +119,7 @@ def compare(
         bench = Bench(
             profile, config, runner, overrides or {}, cells or Cells(Path(own)), jobs, watch
         )
-        bench.check(policies)
+        bench.check(policies, trained=train_trace is not None)
         return _compared(bench, policies, folder, trace, train_trace, baseline, oracle, tuned)
 
 

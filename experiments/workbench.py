@@ -51,8 +51,12 @@ class Bench:
         """The options that the user set for a policy."""
         return dict(self.given.get(name, {}))
 
-    def check(self, policies: Mapping[str, str]) -> None:
+    def check(self, policies: Mapping[str, str], *, trained: bool = False) -> None:
         """Tries what can be known before any run.
+
+        Args:
+            policies: name in tables -> what to build.
+            trained: whether there is a training trace, on which static-best's count is found.
 
         Raises:
             InputError: an option belongs to no policy here, or a policy cannot be built.
@@ -75,7 +79,10 @@ class Bench:
             raise ConfigError(f"--set hpa.target={target}: expected a number above 0")
         for name, spec in policies.items():
             self._check_metric(name, spec)
-            job = self.job(name, spec, self.options(name), 1, SEED, float(target))
+            options = self.options(name)
+            if spec == STATIC_BEST and trained:
+                options.setdefault("replicas", 1)
+            job = self.job(name, spec, options, 1, SEED, float(target))
             self.runner.check(self.profile, job)
 
     def _check_metric(self, name: str, spec: str) -> None:

@@ -8,11 +8,15 @@ import pytest
 from experiments.compare import compare, named_policies
 from experiments.comparison import comparison_summary
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig, SweepConfig
+from experiments.fanout import silent
+from experiments.runner import SimulationRunner
 from experiments.summary import METRICS
 from experiments.tuned import Outcome, Source, Tuned, read_tuned, write_tuned
+from experiments.workbench import Bench
 from policies import POLICIES
 from tests.experiments import toy
 from tuner.core.errors import ConfigError
+from tuner.data import load_profile
 
 RULES = {"static": "static", "hpa": "hpa"}
 CONFIG = CompareConfig(
@@ -94,8 +98,7 @@ def test_rules_run_at_their_own_tick_without_our_guardrails_and_the_rest_with(
     }
 
 
-def test_static_is_set_with_hindsight_and_static_best_by_the_training_trace(tmp_path, monkeypatch):
-    monkeypatch.setitem(POLICIES, "static-best", POLICIES["static"])
+def test_static_is_set_with_hindsight_and_static_best_by_the_training_trace(tmp_path):
     calm = toy.toy_trace(surge=12.0, name="calm")
     both = {"static": "static", "static-best": "static-best"}
     comparison = toy_compare(tmp_path, both, train_trace=calm)
@@ -357,3 +360,18 @@ def test_refuses_policies_that_are_neither(specs, sentence):
     with pytest.raises(ConfigError) as caught:
         named_policies(specs, ["hpa", "static"])
     assert sentence in str(caught.value)
+
+
+def test_static_best_is_refused_before_any_run_without_a_load_to_choose_on():
+    bench = Bench(
+        load_profile("reference-affine"),
+        CONFIG,
+        SimulationRunner(),
+        {},
+        None,
+        jobs=1,
+        watch=silent,
+    )
+    with pytest.raises(ConfigError, match="its count is chosen on another trace"):
+        bench.check({"static-best": "static-best"})
+    bench.check({"static-best": "static-best"}, trained=True)
