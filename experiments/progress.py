@@ -50,7 +50,9 @@ class _Lines:
     def __call__(self, label: str, share: float, *found: float) -> None:
         if share >= 1:
             text = f": {_figures(found)}" if found else ""
-            self.console.print(f"done: {label}{text}", highlight=False, markup=False)
+            self.console.print(
+                f"done: {label}{text}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 class Board:
