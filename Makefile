@@ -42,7 +42,7 @@ test: setup browser ## lint, types, import contracts and all tests
 	@$(BIN)/ruff format --check -q .
 	@$(BIN)/ruff check -q .
 	@$(BIN)/python -m mypy
-	@$(BIN)/python -m pytest $(PYTEST_ARGS)
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(PYTEST_ARGS)
 
 proof-calibrate: setup ## what calibration predicts that it has not seen, against its bars (needs TUNER_DATA)
 	@test -n "$(TUNER_DATA)" || { echo "set TUNER_DATA to the folder of the measurements"; exit 2; }
