@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.config import ScrapeConfig
+from envs.simulator.blocks import shift_of
 from envs.simulator.buckets import BUCKETS
 from envs.simulator.layout import (
     ARRIVAL,
@@ -122,6 +123,7 @@ def _engine(
     engine = np.zeros(1, ENGINE)
     row = engine[0]
     row["block_tokens"] = profile.kv.block_tokens
+    row["block_shift"] = shift_of(profile.kv.block_tokens)
     room = room_of(profile)
     row["blocks"] = room.blocks
     row["watermark_blocks"] = profile.kv.watermark_blocks

@@ -16,6 +16,7 @@ import math
 from envs.simulator import draws
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica
+from envs.simulator.places import nth
 
 
 @inlined
@@ -44,8 +45,8 @@ def time_run(
         iterations: of the run; 1 if there are prompt tokens.
     """
     step_s = (
-        memory.batch_s[sequences]
-        + env.prefill * memory.prefill_s[prefill_tokens]
+        memory.batch_s[nth(sequences)]
+        + env.prefill * memory.prefill_s[nth(prefill_tokens)]
         + env.kv * engine.per_kv_token_s * kv_tokens
     )
     half_slope_s = 0.0
@@ -54,7 +55,7 @@ def time_run(
         step_s += env.prefill * prefill_s
     else:
         half_slope_s = 0.5 * env.kv * engine.per_kv_token_s * sequences
-    pace = memory.straggler[sequences] * env.step_time
+    pace = memory.straggler[nth(sequences)] * env.step_time
     if replica.slot == env.slow_slot:
         pace *= env.slow
     replica.step_s = step_s * pace
@@ -70,13 +71,13 @@ def _slow_down(memory: Memory, engine: Engine, env: Env, replica: Replica, itera
     1 / sqrt(iterations) of theirs.
     """
     for stage in range(len(memory.ramp_requests)):
-        if replica.admitted <= memory.ramp_requests[stage]:
-            replica.step_s /= memory.ramp_speed[stage]
-            replica.half_slope_s /= memory.ramp_speed[stage]
+        if replica.admitted <= memory.ramp_requests[nth(stage)]:
+            replica.step_s /= memory.ramp_speed[nth(stage)]
+            replica.half_slope_s /= memory.ramp_speed[nth(stage)]
             break
     if engine.jitter > 0.0:
         number = (replica.slot << 40) + replica.runs
         sigma = engine.jitter / math.sqrt(float(iterations))
-        factor = draws.lognormal_of_mean_one(env.seed, draws.JITTER, number, sigma)
+        factor = draws.lognormal_of_mean_one(env.jitter_stream, number, sigma)
         replica.step_s *= factor
         replica.half_slope_s *= factor

@@ -41,6 +41,8 @@ class Engine:
     """What a profile and the objectives fix for every replica of a fleet."""
 
     block_tokens: Int64
+    block_shift: Int64
+    """Power of two that block_tokens is; -1: of none."""
     blocks: Int64
     """KV blocks that requests can hold."""
     watermark_blocks: Int64
@@ -107,6 +109,8 @@ class Env:
 
     index: Int64
     seed: UInt64
+    jitter_stream: UInt64
+    """See `draws.stream_of`."""
     keep: Float64
     # factors, see `EnvFactors`
     step_time: Float64
