@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from envs.config import ScrapeConfig
 from envs.simulator.blocks import shift_of
 from envs.simulator.buckets import BUCKETS
+from envs.simulator.iteration_time import jitter_by_iterations
 from envs.simulator.layout import (
     ARRIVAL,
     ENGINE,
@@ -41,6 +42,7 @@ _SHARED = {
     "batch_s",
     "prefill_s",
     "straggler",
+    "jitter",
     "stages",
     "ramp_requests",
     "ramp_speed",
@@ -80,6 +82,7 @@ def allocate(
         batch_s=seconds_by_batch(profile),
         prefill_s=seconds_by_prefill(profile),
         straggler=straggler_by_batch(profile),
+        jitter=jitter_by_iterations(jitter),
         stages=_stages(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,

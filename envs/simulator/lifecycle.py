@@ -158,6 +158,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     replica.state = _OFF
     replica.restarting = 0
     replica.runs = 0
+    replica.noise_of = -1
     replica.crashes = 0
     forget_scrapes(memory, engine, env, replica)
     _clear(memory, engine, env, replica)
