@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.config import ScrapeConfig
+from envs.simulator.blocks import shift_of
 from envs.simulator.buckets import BUCKETS
+from envs.simulator.iteration_time import jitter_by_iterations
 from envs.simulator.layout import (
     ARRIVAL,
     ENGINE,
@@ -40,6 +42,7 @@ _SHARED = {
     "batch_s",
     "prefill_s",
     "straggler",
+    "jitter",
     "stages",
     "ramp_requests",
     "ramp_speed",
@@ -79,6 +82,7 @@ def allocate(
         batch_s=seconds_by_batch(profile),
         prefill_s=seconds_by_prefill(profile),
         straggler=straggler_by_batch(profile),
+        jitter=jitter_by_iterations(jitter),
         stages=_stages(profile),
         ramp_requests=ramp_requests,
         ramp_speed=ramp_speed,
@@ -122,6 +126,7 @@ def _engine(
     engine = np.zeros(1, ENGINE)
     row = engine[0]
     row["block_tokens"] = profile.kv.block_tokens
+    row["block_shift"] = shift_of(profile.kv.block_tokens)
     room = room_of(profile)
     row["blocks"] = room.blocks
     row["watermark_blocks"] = profile.kv.watermark_blocks

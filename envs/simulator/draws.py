@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from envs.simulator.compiled import inlined
+from envs.simulator.places import nth
 
 COLD_START = np.uint64(1)
 JITTER = np.uint64(2)
@@ -55,10 +56,20 @@ def _mixed(word: np.uint64) -> np.uint64:
 
 
 @inlined
+def stream_of(seed: np.uint64, stream: np.uint64) -> np.uint64:
+    """What the draws of a seed's stream are made of."""
+    return _mixed(seed + _GAMMA * stream)
+
+
+@inlined
 def uniform(seed: np.uint64, stream: np.uint64, number: int) -> float:
     """Draw in (0, 1)."""
-    word = _mixed(seed + _GAMMA * stream)
-    word = _mixed(word + _GAMMA * (np.uint64(number) + np.uint64(1)))
+    return _uniform_in(stream_of(seed, stream), number)
+
+
+@inlined
+def _uniform_in(stream: np.uint64, number: int) -> float:
+    word = _mixed(stream + _GAMMA * (np.uint64(number) + np.uint64(1)))
     return (float(word >> np.uint64(11)) + 0.5) * _TO_UNIT
 
 
@@ -87,14 +98,12 @@ def exponential(seed: np.uint64, stream: np.uint64, number: int) -> float:
 
 
 @inlined
-def lognormal_of_mean_one(seed: np.uint64, stream: np.uint64, number: int, sigma: float) -> float:
-    """Lognormal factor with mean 1; `sigma` is that of its logarithm.
+def quick_normal(stream: np.uint64, number: int) -> float:
+    """Standard normal draw of a `stream_of`, read off a table of quantiles.
 
-    The normal draw is read off a table of quantiles: every run makes one, and with Box-Muller's
-    method the simulation of an env step took a fifth longer.
+    Every run makes one, and with Box-Muller's method an env step took a fifth longer.
     """
-    place = _BINS * uniform(seed, stream, number)
+    place = _BINS * _uniform_in(stream, number)
     below = min(int(place), _BINS - 1)  # a uniform draw can round up to 1
-    low = _QUANTILES[below]
-    draw = low + (place - below) * (_QUANTILES[below + 1] - low)
-    return math.exp(sigma * draw - 0.5 * sigma * sigma)
+    low: float = _QUANTILES[nth(below)]
+    return low + (place - below) * (_QUANTILES[nth(below + 1)] - low)

@@ -12,6 +12,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from envs.simulator import draws
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.failing import kill_next
 from envs.simulator.fields import Seen, read_fields
@@ -26,6 +27,7 @@ from envs.simulator.lifecycle import (
     switch_off,
 )
 from envs.simulator.outcomes import forget_outcomes
+from envs.simulator.places import nth, replica_in
 from envs.simulator.queueing import has_room
 from envs.simulator.routing import arrive, dispatch, next_arrival_s, next_kept
 from envs.simulator.rules import cap_changed, end_run, start_iteration
@@ -59,7 +61,7 @@ def advance(
     """
     engine = memory.engine[0]
     for index in range(first, last):
-        env = memory.envs[index]
+        env = memory.envs[nth(index)]
         if not _advance_env(memory, engine, env, until_s[index]):
             return index
         if engine.scrape_interval_s < math.inf:
@@ -83,9 +85,10 @@ def reset(
     """Start the envs of these rows afresh; all arrays `(k,)`."""
     engine = memory.engine[0]
     for i in range(len(rows)):
-        env = memory.envs[rows[i]]
+        env = memory.envs[nth(rows[i])]
         env.index = rows[i]
         env.seed = seeds[i]
+        env.jitter_stream = draws.stream_of(env.seed, draws.JITTER)
         env.keep = keep[i]
         env.replicas = replicas[i]
         env.batch_size = batch_size[i]
@@ -127,7 +130,7 @@ def apply(
     """Put settings in force, each env at its own time; arrays `(n,)`."""
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
-        env = memory.envs[index]
+        env = memory.envs[nth(index)]
         resized = batch_size[index] != env.batch_size
         restart = threads[index] != env.threads
         if engine.restarts_for_batch_size:
@@ -148,7 +151,7 @@ def apply(
 def _tell_batch_size(memory: Memory, engine: Engine, env: Env, batch_size: int) -> None:
     """Move the cap of engines that run."""
     for slot in range(env.top):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         replica.batch_size = batch_size
         cap_changed(memory, engine, env, replica, env.clock_s)
 
@@ -184,7 +187,7 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
         return False
     while True:
         index = _earliest(memory, engine, env)
-        due_s = memory.due_s[index] if index >= 0 else math.inf
+        due_s = memory.due_s[nth(index)] if index >= 0 else math.inf
         event_s = min(due_s, env.kill_s)
         arrival_s = next_arrival_s(memory, env)
         if env.scrape_s <= until_s and env.scrape_s < min(event_s, arrival_s):
@@ -200,7 +203,7 @@ def _advance_env(memory: Memory, engine: Engine, env: Env, until_s: float) -> bo
                 kill_next(memory, engine, env, event_s)
             if env.router_waiting > 0 and env.ready > 0:
                 index = _earliest(memory, engine, env)
-                if env.kill_s <= event_s or (index >= 0 and memory.due_s[index] <= event_s):
+                if env.kill_s <= event_s or (index >= 0 and memory.due_s[nth(index)] <= event_s):
                     continue
                 if not dispatch(memory, engine, env, event_s):
                     return False
@@ -223,15 +226,15 @@ def _earliest(memory: Memory, engine: Engine, env: Env) -> int:
     earliest = -1
     earliest_s = math.inf
     for index in range(first, first + env.top):
-        if memory.due_s[index] < earliest_s:
+        if memory.due_s[nth(index)] < earliest_s:
             earliest = index
-            earliest_s = memory.due_s[index]
+            earliest_s = memory.due_s[nth(index)]
     return earliest
 
 
 @inlined
 def _replica_event(memory: Memory, engine: Engine, env: Env, index: int, at_s: float) -> None:
-    replica = memory.replicas[index]
+    replica = memory.replicas[nth(index)]
     if replica.state == _STARTING or replica.state == _WARMING:
         stage_ended(memory, engine, env, replica, at_s)
         return

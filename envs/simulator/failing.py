@@ -14,6 +14,7 @@ from envs.simulator.compiled import called, inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
 from envs.simulator.lifecycle import go_on_restarting, reconcile, restart_container, start, turn_off
 from envs.simulator.outcomes import fail
+from envs.simulator.places import flight_in, nth, replica_in
 from envs.simulator.run import tokens_so_far
 
 _READY = int(ReplicaState.READY)
@@ -25,13 +26,13 @@ def kill_next(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     killed = -1
     env.kill_s = math.inf
     for slot in range(env.top):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         if killed < 0 and replica.kill_s <= at_s:
             killed = slot
         else:
             env.kill_s = min(env.kill_s, replica.kill_s)
     if killed >= 0:
-        _kill(memory, engine, env, memory.replicas[env.index * engine.slots + killed], at_s)
+        _kill(memory, engine, env, replica_in(memory, engine, env, killed), at_s)
 
 
 @inlined
@@ -57,11 +58,11 @@ def drop_requests(memory: Memory, engine: Engine, env: Env, replica: Replica, at
         env.window_output_tokens += tokens_so_far(replica, at_s)
         env.window_busy_s += at_s - replica.busy_since_s
     for position in range(replica.running):
-        entry = memory.batch[replica.lane + position]
-        fail(memory, engine, env, memory.flights[env.flight_base + entry], entry)
+        entry = memory.batch[nth(replica.lane + position)]
+        fail(memory, engine, env, flight_in(memory, env, entry), entry)
     entry = replica.queue_head
     for _ in range(replica.queue_depth):
-        flight = memory.flights[env.flight_base + entry]
+        flight = flight_in(memory, env, entry)
         behind = flight.next
         fail(memory, engine, env, flight, entry)
         entry = behind

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from envs.simulator.buckets import BOUNDS, BUCKETS, FIRST_BUCKET
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState, Scrape
+from envs.simulator.places import nth, replica_in
 
 _OFF = int(ReplicaState.OFF)
 _STARTING = int(ReplicaState.STARTING)
@@ -113,7 +114,7 @@ def _read_states(memory: Memory, engine: Engine, env: Env, out: Seen) -> None:
     starting = 0
     draining = 0
     for slot in range(engine.slots):
-        replica = memory.replicas[index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         starting += replica.state == _STARTING or replica.state == _WARMING
         draining += replica.state == _DRAINING
         out.replica_state[index, slot] = replica.state
@@ -141,7 +142,7 @@ def _read_cards(
     cards = 0
     busy = 0
     for slot in range(engine.slots):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         at = _next(memory, engine, replica, 0, from_s, to_s, False)
         while at < engine.scrapes_kept:
             scrape = _scrape(memory, engine, replica, at)
@@ -182,7 +183,7 @@ def _read_engines(
     waiting = 0
     usage = 0.0
     for slot in range(engine.slots):
-        replica = memory.replicas[index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         at = _next(memory, engine, replica, 0, from_s, to_s, True)
         while at < engine.scrapes_kept:  # page by page
             first = _scrape(memory, engine, replica, at)
@@ -263,7 +264,7 @@ def _read_gateway(
     last = base
     for step in range(engine.scrapes_kept):
         place = base + _turned(engine, env.gateway_oldest + step)
-        at_s = memory.gateway_scrapes[place].at_s
+        at_s = memory.gateway_scrapes[nth(place)].at_s
         if from_s < at_s and at_s <= to_s:
             if samples == 0:
                 first = place
@@ -271,10 +272,10 @@ def _read_gateway(
             samples += 1
     if samples == 0:
         return
-    newest = memory.gateway_scrapes[last]
+    newest = memory.gateway_scrapes[nth(last)]
     out.in_flight[env.index] = newest.in_flight
     if samples > 1:
-        oldest = memory.gateway_scrapes[first]
+        oldest = memory.gateway_scrapes[nth(first)]
         arrivals = newest.arrivals - oldest.arrivals
         out.qps[env.index] = arrivals / (newest.at_s - oldest.at_s)
 
@@ -295,7 +296,7 @@ def _times(
     intervals_s = out.intervals_s[env.index]
     pages = 0
     for slot in range(engine.slots):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         at = _next(memory, engine, replica, 0, from_s, to_s, answered)
         while at < engine.scrapes_kept:
             first = _scrape(memory, engine, replica, at)
@@ -347,7 +348,7 @@ def _turned(engine: Engine, place: int) -> int:
 
 @inlined
 def _scrape(memory: Memory, engine: Engine, replica: Replica, at: int) -> Scrape:
-    scrape: Scrape = memory.scrapes[_place(engine, replica, at)]
+    scrape: Scrape = memory.scrapes[nth(_place(engine, replica, at))]
     return scrape
 
 
@@ -384,7 +385,7 @@ def _add_rises(
     now = _place(engine, replica, to) * BUCKETS
     for bucket in range(BUCKETS):
         out.counts[index, bucket] += (
-            memory.scraped_counts[now + bucket] - memory.scraped_counts[before + bucket]
+            memory.scraped_counts[nth(now + bucket)] - memory.scraped_counts[nth(before + bucket)]
         )
 
 
@@ -400,8 +401,8 @@ def _add_restart(
         below_now = 0
         risen_below = 0
         for bucket in range(FIRST_BUCKET[kind], _LAST_BUCKET[kind] + 1):
-            below_before += memory.scraped_counts[before + bucket]
-            below_now += memory.scraped_counts[now + bucket]
+            below_before += memory.scraped_counts[nth(before + bucket)]
+            below_now += memory.scraped_counts[nth(now + bucket)]
             risen = _risen(below_before, below_now)
             out.counts[index, bucket] += risen - risen_below
             risen_below = risen

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Flight, Memory, Replica
+from envs.simulator.places import nth
 from envs.simulator.run import border_s, ended_by
 
 
@@ -42,12 +43,14 @@ def take_in(memory: Memory, engine: Engine, replica: Replica, flight: Flight, at
         stream_run(memory, engine, replica, ended_by(replica, at_s))
     free = replica.worker_base
     for worker in range(replica.worker_base, replica.worker_base + replica.threads):
-        if memory.workers[worker] < memory.workers[free]:
+        if memory.workers[nth(worker)] < memory.workers[nth(free)]:
             free = worker
     cpu_s = engine.per_request_s + engine.per_token_s * flight.prompt_tokens
-    memory.workers[free] = max(at_s, memory.workers[free]) + cpu_s * _contention(engine, replica)
+    memory.workers[nth(free)] = max(at_s, memory.workers[nth(free)]) + cpu_s * _contention(
+        engine, replica
+    )
     flight.worker = free
-    flight.visible_s = memory.workers[free] + engine.ingress_s
+    flight.visible_s = memory.workers[nth(free)] + engine.ingress_s
 
 
 @inlined
@@ -64,8 +67,8 @@ def stream_run(memory: Memory, engine: Engine, replica: Replica, iterations: int
     first_s = border_s(replica, replica.streamed + 1)
     last_s = border_s(replica, iterations)
     for worker in range(replica.worker_base, replica.worker_base + replica.threads):
-        busy_s = max(memory.workers[worker], first_s) + new * share_s
-        memory.workers[worker] = max(busy_s, last_s + share_s)
+        busy_s = max(memory.workers[nth(worker)], first_s) + new * share_s
+        memory.workers[nth(worker)] = max(busy_s, last_s + share_s)
     replica.streamed = iterations
 
 
@@ -82,10 +85,10 @@ def first_token_delivered_s(memory: Memory, engine: Engine, flight: Flight, at_s
     """When the client has the first token, which the engine gives at `at_s`."""
     if engine.per_output_token_s == 0.0:
         return at_s
-    replica = memory.replicas[flight.worker // engine.workers]
+    replica = memory.replicas[nth(flight.worker // engine.workers)]
     cpu_s = engine.per_output_token_s * _contention(engine, replica)
-    memory.workers[flight.worker] = max(at_s, memory.workers[flight.worker]) + cpu_s
-    delivered_s: float = memory.workers[flight.worker]
+    memory.workers[nth(flight.worker)] = max(at_s, memory.workers[nth(flight.worker)]) + cpu_s
+    delivered_s: float = memory.workers[nth(flight.worker)]
     return delivered_s
 
 
@@ -94,7 +97,7 @@ def last_token_delivered_s(memory: Memory, engine: Engine, flight: Flight, at_s:
     """When the client has the last token, which the engine gives at `at_s`."""
     if engine.per_output_token_s == 0.0:
         return at_s
-    delivered_s: float = max(at_s, memory.workers[flight.worker])
+    delivered_s: float = max(at_s, memory.workers[nth(flight.worker)])
     return delivered_s
 
 

@@ -13,9 +13,23 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+from numpy.typing import NDArray
+
 from envs.simulator import draws
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica
+from envs.simulator.places import nth
+
+_JITTERS = 1024
+"""Runs of fewer iterations find their sigma in a table."""
+
+
+def jitter_by_iterations(jitter: float) -> NDArray[np.float64]:
+    """`(_JITTERS,)` sigma of the logarithm of the random factor of a run of so many iterations."""
+    sigmas = np.zeros(_JITTERS)
+    sigmas[1:] = jitter / np.sqrt(np.arange(1, _JITTERS))
+    return sigmas
 
 
 @inlined
@@ -44,8 +58,8 @@ def time_run(
         iterations: of the run; 1 if there are prompt tokens.
     """
     step_s = (
-        memory.batch_s[sequences]
-        + env.prefill * memory.prefill_s[prefill_tokens]
+        memory.batch_s[nth(sequences)]
+        + env.prefill * memory.prefill_s[nth(prefill_tokens)]
         + env.kv * engine.per_kv_token_s * kv_tokens
     )
     half_slope_s = 0.0
@@ -54,7 +68,7 @@ def time_run(
         step_s += env.prefill * prefill_s
     else:
         half_slope_s = 0.5 * env.kv * engine.per_kv_token_s * sequences
-    pace = memory.straggler[sequences] * env.step_time
+    pace = memory.straggler[nth(sequences)] * env.step_time
     if replica.slot == env.slow_slot:
         pace *= env.slow
     replica.step_s = step_s * pace
@@ -70,13 +84,32 @@ def _slow_down(memory: Memory, engine: Engine, env: Env, replica: Replica, itera
     1 / sqrt(iterations) of theirs.
     """
     for stage in range(len(memory.ramp_requests)):
-        if replica.admitted <= memory.ramp_requests[stage]:
-            replica.step_s /= memory.ramp_speed[stage]
-            replica.half_slope_s /= memory.ramp_speed[stage]
+        if replica.admitted <= memory.ramp_requests[nth(stage)]:
+            replica.step_s /= memory.ramp_speed[nth(stage)]
+            replica.half_slope_s /= memory.ramp_speed[nth(stage)]
             break
     if engine.jitter > 0.0:
-        number = (replica.slot << 40) + replica.runs
-        sigma = engine.jitter / math.sqrt(float(iterations))
-        factor = draws.lognormal_of_mean_one(env.seed, draws.JITTER, number, sigma)
+        factor = _jitter(memory, engine, env, replica, iterations)
         replica.step_s *= factor
         replica.half_slope_s *= factor
+
+
+@inlined
+def _jitter(memory: Memory, engine: Engine, env: Env, replica: Replica, iterations: int) -> float:
+    """Lognormal factor with mean 1.
+
+    When a run ends depends on it and what happens next on that, so all that need not wait for the
+    run is made before: its sigma in a table, and its draw while the run before it is timed. Made
+    here instead, they would take a tenth of the time of an env step.
+    """
+    if iterations < _JITTERS:
+        sigma = memory.jitter[nth(iterations)]
+    else:
+        sigma = engine.jitter / math.sqrt(float(iterations))
+    number = (replica.slot << 40) + replica.runs
+    if replica.noise_of != number:
+        replica.noise = draws.quick_normal(env.jitter_stream, number)
+    factor = math.exp(sigma * replica.noise - 0.5 * sigma * sigma)
+    replica.noise = draws.quick_normal(env.jitter_stream, number + 1)
+    replica.noise_of = number + 1
+    return factor

@@ -41,6 +41,8 @@ class Engine:
     """What a profile and the objectives fix for every replica of a fleet."""
 
     block_tokens: Int64
+    block_shift: Int64
+    """Power of two that block_tokens is; -1: of none."""
     blocks: Int64
     """KV blocks that requests can hold."""
     watermark_blocks: Int64
@@ -107,6 +109,8 @@ class Env:
 
     index: Int64
     seed: UInt64
+    jitter_stream: UInt64
+    """See `draws.stream_of`."""
     keep: Float64
     # factors, see `EnvFactors`
     step_time: Float64
@@ -233,6 +237,10 @@ class Replica:
     summed over the prefilling requests."""
     runs: Int64
     """Runs since the reset; numbers the draws of jitter."""
+    noise: Float64
+    """Standard normal draw of the run of number `noise_of`, made ahead; see `iteration_time.py`."""
+    noise_of: Int64
+    """-1: none is made."""
     busy_since_s: Float64
     # batch: under sglang and vidur-sarathi the first `decoding` positions decode and the others
     # prefill; under vllm-v1 they are in order of admission, and a prefilling one has `PREFILLING`
@@ -419,6 +427,8 @@ class Memory(NamedTuple):
     """`(chunk_tokens + 1,)` seconds more by prompt tokens, without prefill_base_s."""
     straggler: NDArray[np.float64]
     """`(batch_size_max + 1,)` factor on all seconds of an iteration by sequences."""
+    jitter: NDArray[np.float64]
+    """Sigma of the logarithm of a run's random factor by iterations, as far as it goes."""
     stages: NDArray[Any]
     """`(4,)` STAGE: schedule, image, weights, compile."""
     ramp_requests: NDArray[np.int64]

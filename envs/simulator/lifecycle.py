@@ -16,6 +16,7 @@ from envs.simulator import draws
 from envs.simulator.buckets import BUCKETS
 from envs.simulator.compiled import called, inlined
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Memory, Replica, ReplicaState
+from envs.simulator.places import nth, replica_in
 from envs.simulator.scraping import begin_scrapes, end_scrapes, forget_scrapes
 from envs.simulator.startup import (
     COMPILE,
@@ -49,7 +50,7 @@ def reconcile(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
         slot = _lowest_off(memory, engine, env)
         if slot < 0:  # goes on when a draining replica is gone
             break
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         _hold(engine, env, replica, at_s)
         start(memory, engine, env, replica, at_s)
         wanted += 1
@@ -89,7 +90,9 @@ def _start_from(
         return
     last = COMPILE if replica.out_of_memory else STAGES
     replica.state = _STARTING
-    memory.due_s[replica.index] = replica.container_s + stages_s(memory, env, number, WEIGHTS, last)
+    memory.due_s[nth(replica.index)] = replica.container_s + stages_s(
+        memory, env, number, WEIGHTS, last
+    )
 
 
 @inlined
@@ -100,7 +103,7 @@ def stage_ended(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s
         return
     if replica.state == _STARTING and replica.warmups > 0:
         replica.state = _WARMING
-        memory.due_s[replica.index] = at_s + warm_up_s(memory, engine, replica.warmups)
+        memory.due_s[nth(replica.index)] = at_s + warm_up_s(memory, engine, replica.warmups)
         return
     _get_ready(memory, engine, env, replica, at_s)
     go_on_restarting(memory, engine, env, at_s)
@@ -128,7 +131,7 @@ def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float
 
     One that could not have started with these settings begins to start instead.
     """
-    replica = memory.replicas[env.index * engine.slots + slot]
+    replica = replica_in(memory, engine, env, slot)
     _hold(engine, env, replica, at_s)
     _clear(memory, engine, env, replica)
     _take_settings(engine, env, replica)
@@ -146,7 +149,7 @@ def place_ready(memory: Memory, engine: Engine, env: Env, slot: int, at_s: float
 def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     """Empty a slot whatever it held. For resets."""
     index = env.index * engine.slots + slot
-    replica = memory.replicas[index]
+    replica = memory.replicas[nth(index)]
     replica.index = index
     replica.slot = slot
     replica.lane = index * engine.batch_size_max
@@ -155,6 +158,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
     replica.state = _OFF
     replica.restarting = 0
     replica.runs = 0
+    replica.noise_of = -1
     replica.crashes = 0
     forget_scrapes(memory, engine, env, replica)
     _clear(memory, engine, env, replica)
@@ -163,7 +167,7 @@ def switch_off(memory: Memory, engine: Engine, env: Env, slot: int) -> None:
 @inlined
 def _clear(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """A fresh process: nothing runs, nothing waits, all blocks are free. `runs` counts on."""
-    memory.due_s[replica.index] = math.inf
+    memory.due_s[nth(replica.index)] = math.inf
     replica.kill_s = math.inf
     replica.started_s = math.nan
     replica.ready_s = math.nan
@@ -242,7 +246,7 @@ def _get_ready(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s:
     replica.ready_s = at_s
     replica.admitted = replica.warmups
     replica.restarting = 0
-    memory.due_s[replica.index] = math.inf
+    memory.due_s[nth(replica.index)] = math.inf
     env.ready += 1
     if engine.crash_per_s > 0.0:
         served_s = draws.exponential(env.seed, draws.CRASH, env.served) / engine.crash_per_s
@@ -285,8 +289,7 @@ def turn_off(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: f
     replica.state = _OFF
     replica.restarting = 0
     _clear(memory, engine, env, replica)
-    first = env.index * engine.slots
-    while env.top > 0 and memory.replicas[first + env.top - 1].state == _OFF:
+    while env.top > 0 and replica_in(memory, engine, env, env.top - 1).state == _OFF:
         env.top -= 1
 
 
@@ -295,7 +298,7 @@ def _wanted_now(memory: Memory, engine: Engine, env: Env) -> int:
     """Replicas that count towards the setting: all held ones but those that drain for good."""
     count = 0
     for slot in range(env.top):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         if replica.state != _OFF and (replica.state != _DRAINING or replica.restarting):
             count += 1
     return count
@@ -304,7 +307,7 @@ def _wanted_now(memory: Memory, engine: Engine, env: Env) -> int:
 @inlined
 def _lowest_off(memory: Memory, engine: Engine, env: Env) -> int:
     for slot in range(engine.slots):
-        if memory.replicas[env.index * engine.slots + slot].state == _OFF:
+        if replica_in(memory, engine, env, slot).state == _OFF:
             return slot
     return -1
 
@@ -320,7 +323,7 @@ def _remove_one(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     chosen_rank = -1
     chosen_s = 0.0
     for slot in range(env.top):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         rank = -1
         since_s = replica.started_s
         if replica.state == _STARTING or replica.state == _WARMING:
@@ -336,7 +339,7 @@ def _remove_one(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
             chosen = slot
             chosen_rank = rank
             chosen_s = since_s
-    replica = memory.replicas[env.index * engine.slots + chosen]
+    replica = replica_in(memory, engine, env, chosen)
     if chosen_rank == 2:
         turn_off(memory, engine, env, replica, at_s)
     elif chosen_rank == 1:
@@ -353,7 +356,7 @@ def restart_starting(memory: Memory, engine: Engine, env: Env, at_s: float) -> N
     (kubernetes/kubernetes, pkg/controller/deployment/rolling.go, cleanupUnhealthyReplicas).
     """
     for slot in range(env.top):
-        replica = memory.replicas[env.index * engine.slots + slot]
+        replica = replica_in(memory, engine, env, slot)
         begun = replica.state == _STARTING or replica.state == _WARMING
         if begun and _is_stale(engine, env, replica):
             start(memory, engine, env, replica, at_s)
@@ -368,11 +371,11 @@ def go_on_restarting(memory: Memory, engine: Engine, env: Env, at_s: float) -> N
     while True:
         stale = -1
         for slot in range(env.top):
-            replica = memory.replicas[env.index * engine.slots + slot]
+            replica = replica_in(memory, engine, env, slot)
             if replica.restarting:
                 return
             if stale < 0 and replica.state == _READY and _is_stale(engine, env, replica):
                 stale = slot
         if stale < 0:
             return
-        _drain(memory, engine, env, memory.replicas[env.index * engine.slots + stale], 1, at_s)
+        _drain(memory, engine, env, replica_in(memory, engine, env, stale), 1, at_s)

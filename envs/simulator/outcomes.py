@@ -11,6 +11,7 @@ from envs.simulator.buckets import BOUNDS, BUCKETS, E2E, FIRST_BUCKET, TPOT, TTF
 from envs.simulator.compiled import inlined
 from envs.simulator.frontend import first_token_delivered_s, last_token_delivered_s
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
+from envs.simulator.places import nth, replica_in
 from envs.simulator.queueing import give_back
 
 _STEP = math.ceil(math.sqrt(max(len(bounds) for bounds in BOUNDS) + 1))
@@ -32,7 +33,7 @@ def count_first_token(
         env.window_missed += 1
     _count(memory, engine, env, flight, TTFT, flight.ttft_s)
     if engine.recording:
-        memory.outcomes[_row(memory, env, flight.request)].ttft_s = flight.ttft_s
+        memory.outcomes[nth(_row(memory, env, flight.request))].ttft_s = flight.ttft_s
 
 
 @inlined
@@ -55,7 +56,7 @@ def finish(
         else:
             env.window_missed += 1
     if engine.recording:
-        outcome = memory.outcomes[_row(memory, env, flight.request)]
+        outcome = memory.outcomes[nth(_row(memory, env, flight.request))]
         outcome.e2e_s = e2e_s
         outcome.tpot_s = tpot_s
     give_back(env, flight, entry)
@@ -66,7 +67,7 @@ def count_preemption(memory: Memory, engine: Engine, env: Env, flight: Flight) -
     env.window_preemptions += 1
     _replica(memory, engine, env, flight).preemptions += 1
     if engine.recording:
-        memory.outcomes[_row(memory, env, flight.request)].preemptions = flight.preemptions
+        memory.outcomes[nth(_row(memory, env, flight.request))].preemptions = flight.preemptions
 
 
 @inlined
@@ -74,7 +75,7 @@ def reject(memory: Memory, engine: Engine, env: Env, request: int) -> None:
     env.window_rejected += 1
     env.window_missed += 1
     if engine.recording:
-        memory.outcomes[_row(memory, env, request)].rejected = 1
+        memory.outcomes[nth(_row(memory, env, request))].rejected = 1
 
 
 @inlined
@@ -84,21 +85,21 @@ def fail(memory: Memory, engine: Engine, env: Env, flight: Flight, entry: int) -
     if not flight.ttft_s > engine.slo_ttft_s:  # else it was counted as missed at its first token
         env.window_missed += 1
     if engine.recording:
-        memory.outcomes[_row(memory, env, flight.request)].failed = 1
+        memory.outcomes[nth(_row(memory, env, flight.request))].failed = 1
     give_back(env, flight, entry)
 
 
 @inlined
 def record_replica(memory: Memory, engine: Engine, env: Env, request: int, slot: int) -> None:
     if engine.recording:
-        memory.outcomes[_row(memory, env, request)].replica = slot
+        memory.outcomes[nth(_row(memory, env, request))].replica = slot
 
 
 @inlined
 def forget_outcomes(memory: Memory, env: Env) -> None:
     """As if no request of the trace had been seen."""
     for request in range(len(memory.trace)):
-        outcome = memory.outcomes[_row(memory, env, request)]
+        outcome = memory.outcomes[nth(_row(memory, env, request))]
         outcome.ttft_s = math.nan
         outcome.e2e_s = math.nan
         outcome.tpot_s = math.nan
@@ -115,7 +116,7 @@ def _row(memory: Memory, env: Env, request: int) -> int:
 
 @inlined
 def _replica(memory: Memory, engine: Engine, env: Env, flight: Flight) -> Replica:
-    replica: Replica = memory.replicas[env.index * engine.slots + flight.slot]
+    replica: Replica = replica_in(memory, engine, env, flight.slot)
     return replica
 
 
@@ -127,9 +128,9 @@ def _count(
     first = kind * _STEP * _STEP
     below = 0
     for step in range(1, _STEP):  # so many of the bounds in whole steps, then of the rest
-        below += _STEP * (seconds > _BOUNDS[first + step * _STEP - 1])
+        below += _STEP * (seconds > _BOUNDS[nth(first + step * _STEP - 1)])
     first += below
     for rest in range(_STEP - 1):
-        below += seconds > _BOUNDS[first + rest]
+        below += seconds > _BOUNDS[nth(first + rest)]
     replica = env.index * engine.slots + flight.slot
-    memory.counts[replica * BUCKETS + FIRST_BUCKET[kind] + below] += 1
+    memory.counts[nth(replica * BUCKETS + FIRST_BUCKET[kind] + below)] += 1

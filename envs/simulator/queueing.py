@@ -6,6 +6,7 @@ import math
 
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import NO_REQUEST, Arrival, Engine, Env, Flight, Memory, Replica
+from envs.simulator.places import flight_in, nth
 
 
 @inlined
@@ -19,7 +20,7 @@ def take_entry(memory: Memory, env: Env) -> int:
     """Entry of the env's pool for a new request; there must be room."""
     entry = env.flight_free
     if entry != NO_REQUEST:
-        env.flight_free = memory.flights[env.flight_base + entry].next
+        env.flight_free = flight_in(memory, env, entry).next
     else:
         entry = env.flight_used
         env.flight_used += 1
@@ -55,8 +56,8 @@ def fill_entry(
     memory: Memory, engine: Engine, env: Env, replica: Replica, entry: int, request: int
 ) -> Flight:
     """A request of the trace that comes to the replica and has done nothing yet."""
-    arrival = memory.trace[request]
-    flight: Flight = memory.flights[env.flight_base + entry]
+    arrival = memory.trace[nth(request)]
+    flight: Flight = flight_in(memory, env, entry)
     flight.request = request
     flight.next = NO_REQUEST
     flight.prompt_tokens = arrival.prompt_tokens
@@ -79,7 +80,7 @@ def push_back(memory: Memory, env: Env, replica: Replica, flight: Flight, entry:
     if replica.queue_depth == 0:
         replica.queue_head = entry
     else:
-        memory.flights[env.flight_base + replica.queue_tail].next = entry
+        flight_in(memory, env, replica.queue_tail).next = entry
     replica.queue_tail = entry
     replica.queue_depth += 1
     replica.queued_tokens += flight.target
@@ -109,15 +110,15 @@ def push_behind_visible(
         before = replica.queue_seen
         behind = replica.queue_head
         if before != NO_REQUEST:
-            behind = memory.flights[env.flight_base + before].next
-    while behind != NO_REQUEST and memory.flights[env.flight_base + behind].visible_s <= by_s:
+            behind = flight_in(memory, env, before).next
+    while behind != NO_REQUEST and flight_in(memory, env, behind).visible_s <= by_s:
         before = behind
-        behind = memory.flights[env.flight_base + behind].next
+        behind = flight_in(memory, env, behind).next
     flight.next = behind
     if before == NO_REQUEST:
         replica.queue_head = entry
     else:
-        memory.flights[env.flight_base + before].next = entry
+        flight_in(memory, env, before).next = entry
     if behind == NO_REQUEST:
         replica.queue_tail = entry
     replica.queue_seen = entry

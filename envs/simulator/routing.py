@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 from envs.simulator import draws
+from envs.simulator.blocks import blocks_for
 from envs.simulator.compiled import inlined
 from envs.simulator.frontend import take_in
 from envs.simulator.layout import Engine, Env, Memory, ReplicaState
 from envs.simulator.outcomes import record_replica, reject
+from envs.simulator.places import nth, replica_in
 from envs.simulator.queueing import fill_entry, has_room, outputs_of, push_back, take_entry
 from envs.simulator.rules import request_entered
-from envs.simulator.run import blocks_for
 
 ROUND_ROBIN, LEAST_PENDING, LEAST_LOADED = 0, 1, 2
 ROUTERS = {
@@ -35,7 +36,7 @@ def next_arrival_s(memory: Memory, env: Env) -> float:
     if env.next_request >= len(memory.trace):
         return math.inf
     if env.clients == 0:
-        arrival_s: float = memory.trace[env.next_request].arrival_s
+        arrival_s: float = memory.trace[nth(env.next_request)].arrival_s
         return arrival_s
     if env.ready > 0 and env.in_flight < env.clients:
         clock_s: float = env.clock_s
@@ -91,7 +92,7 @@ def next_kept(memory: Memory, env: Env, request: int) -> int:
 @inlined
 def _is_too_large(memory: Memory, engine: Engine, env: Env, request: int) -> bool:
     """Whether no empty replica could admit the request, or hold all of it."""
-    arrival = memory.trace[request]
+    arrival = memory.trace[nth(request)]
     if arrival.prompt_tokens + outputs_of(env, arrival) > engine.total_tokens_max:
         return True
     return blocks_for(engine, arrival.prompt_tokens) > engine.prompt_blocks_max
@@ -99,7 +100,7 @@ def _is_too_large(memory: Memory, engine: Engine, env: Env, request: int) -> boo
 
 @inlined
 def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -> None:
-    replica = memory.replicas[env.index * engine.slots + _choose(memory, engine, env)]
+    replica = replica_in(memory, engine, env, _choose(memory, engine, env))
     if replica.queue_depth + replica.running >= engine.max_queued_requests:
         reject(memory, engine, env, request)
         return
@@ -119,17 +120,16 @@ def _send(memory: Memory, engine: Engine, env: Env, request: int, at_s: float) -
 @inlined
 def _choose(memory: Memory, engine: Engine, env: Env) -> int:
     """Slot of the ready replica that takes the next request; there is one."""
-    first = env.index * engine.slots
     if engine.router == ROUND_ROBIN:
         slot = env.cursor if env.cursor < env.top else 0
-        while memory.replicas[first + slot].state != _READY:
+        while replica_in(memory, engine, env, slot).state != _READY:
             slot = slot + 1 if slot + 1 < env.top else 0
         env.cursor = slot + 1
         return slot
     chosen = -1
     fewest = 0
     for slot in range(env.top):
-        replica = memory.replicas[first + slot]
+        replica = replica_in(memory, engine, env, slot)
         if replica.state != _READY:
             continue
         load = replica.queue_depth

@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import math
 
+from envs.simulator.blocks import full_blocks, in_block
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Memory, Replica
-
-
-@inlined
-def blocks_for(engine: Engine, tokens: int) -> int:
-    """KV blocks that hold so many tokens."""
-    return (tokens + engine.block_tokens - 1) // engine.block_tokens
+from envs.simulator.places import nth
 
 
 @inlined
@@ -80,7 +76,7 @@ def cut_to(memory: Memory, replica: Replica, iterations: int) -> None:
     """End a run of decodes after so many iterations, if it is longer."""
     if iterations < replica.iterations:
         replica.iterations = iterations
-        memory.due_s[replica.index] = border_s(replica, iterations)
+        memory.due_s[nth(replica.index)] = border_s(replica, iterations)
 
 
 @inlined
@@ -99,11 +95,11 @@ def new_blocks(memory: Memory, engine: Engine, replica: Replica, step: int, iter
     if iterations <= 0:
         return 0
     size = engine.block_tokens
-    blocks = iterations // size * replica.decoding
-    rest = iterations % size
-    residue = (1 - step) % size
+    blocks = full_blocks(engine, iterations) * replica.decoding
+    rest = in_block(engine, iterations)
+    residue = in_block(engine, 1 - step)
     for _ in range(rest):
-        blocks += memory.residues[replica.residue_base + residue]
+        blocks += memory.residues[nth(replica.residue_base + residue)]
         residue = residue - 1 if residue > 0 else size - 1
     return blocks
 
@@ -117,16 +113,16 @@ def iterations_that_fit(
     The first one runs already and has its blocks.
     """
     size = engine.block_tokens
-    if ((most - 1) // size + 1) * replica.decoding <= spare:
+    if (full_blocks(engine, most - 1) + 1) * replica.decoding <= spare:
         return most
     if spare < 0:
         return 1
     rounds = spare // replica.decoding
     left = spare - rounds * replica.decoding
     fit = 1 + rounds * size
-    residue = (1 - (replica.steps + fit)) % size
+    residue = in_block(engine, 1 - (replica.steps + fit))
     while fit < most:
-        left -= memory.residues[replica.residue_base + residue]
+        left -= memory.residues[nth(replica.residue_base + residue)]
         if left < 0:
             break
         fit += 1

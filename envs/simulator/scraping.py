@@ -22,6 +22,7 @@ from envs.simulator.layout import (
     ReplicaState,
     Scrape,
 )
+from envs.simulator.places import nth
 from envs.simulator.run import ended_by, new_blocks
 
 _STARTING = int(ReplicaState.STARTING)
@@ -41,7 +42,7 @@ def begin_gateway_scrapes(memory: Memory, engine: Engine, env: Env, at_s: float)
     if engine.scrape_interval_s == math.inf:
         return
     for kept in range(engine.scrapes_kept):
-        memory.gateway_scrapes[env.index * engine.scrapes_kept + kept].at_s = -math.inf
+        memory.gateway_scrapes[nth(env.index * engine.scrapes_kept + kept)].at_s = -math.inf
     env.gateway_phase = draws.uniform(env.seed, draws.SCRAPE_PHASE, GATEWAY)
     env.gateway_number = _next_number(engine, env.gateway_phase, at_s)
     env.gateway_scrape_s = _time_s(engine, env.gateway_number, env.gateway_phase)
@@ -57,7 +58,7 @@ def forget_scrapes(memory: Memory, engine: Engine, env: Env, replica: Replica) -
         return
     replica.phase = draws.uniform(env.seed, draws.SCRAPE_PHASE, replica.slot)
     for kept in range(engine.scrapes_kept):
-        memory.scrapes[replica.index * engine.scrapes_kept + kept].at_s = -math.inf
+        memory.scrapes[nth(replica.index * engine.scrapes_kept + kept)].at_s = -math.inf
 
 
 @inlined
@@ -89,7 +90,7 @@ def scrape_next(memory: Memory, engine: Engine, env: Env) -> None:
     next_s = env.gateway_scrape_s
     first = env.index * engine.slots
     for row in range(first, first + env.top):
-        replica = memory.replicas[row]
+        replica = memory.replicas[nth(row)]
         if replica.scrape_s == at_s:
             _scrape(memory, engine, env, replica, at_s)
             replica.scrape_number += 1
@@ -131,7 +132,7 @@ def _is_lost(env: Env, slot: int, number: int) -> bool:
 @inlined
 def _scrape_gateway(memory: Memory, engine: Engine, env: Env, at_s: float) -> None:
     place = env.index * engine.scrapes_kept + env.gateway_oldest
-    scrape: GatewayScrape = memory.gateway_scrapes[place]
+    scrape: GatewayScrape = memory.gateway_scrapes[nth(place)]
     env.gateway_oldest = (env.gateway_oldest + 1) % engine.scrapes_kept
     scrape.at_s = -math.inf
     if _is_lost(env, GATEWAY, env.gateway_number):
@@ -144,7 +145,7 @@ def _scrape_gateway(memory: Memory, engine: Engine, env: Env, at_s: float) -> No
 @inlined
 def _scrape(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     place = replica.index * engine.scrapes_kept + replica.oldest_scrape
-    scrape: Scrape = memory.scrapes[place]
+    scrape: Scrape = memory.scrapes[nth(place)]
     replica.oldest_scrape = (replica.oldest_scrape + 1) % engine.scrapes_kept
     scrape.at_s = -math.inf
     if _is_lost(env, replica.slot, replica.scrape_number):
@@ -167,4 +168,4 @@ def _scrape(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: fl
     counts = replica.index * BUCKETS
     scraped = place * BUCKETS
     for bucket in range(BUCKETS):
-        memory.scraped_counts[scraped + bucket] = memory.counts[counts + bucket]
+        memory.scraped_counts[nth(scraped + bucket)] = memory.counts[nth(counts + bucket)]

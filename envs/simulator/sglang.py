@@ -53,13 +53,14 @@ from __future__ import annotations
 import math
 
 from envs.simulator.batch import count_decode, flight_at, rest, smallest_end, uncount_decode
+from envs.simulator.blocks import blocks_for, full_blocks, in_block
 from envs.simulator.compiled import inlined
 from envs.simulator.iteration_time import time_run
 from envs.simulator.layout import NO_REQUEST, Engine, Env, Flight, Memory, Replica
 from envs.simulator.outcomes import count_first_token, count_preemption, finish
+from envs.simulator.places import flight_in, nth
 from envs.simulator.queueing import pop_front, push_behind_visible
 from envs.simulator.run import (
-    blocks_for,
     border_s,
     cut_to,
     first_border,
@@ -159,12 +160,12 @@ def request_entered(
     """
     if replica.iterations == 0:
         if replica.queue_depth == 1:  # else its head is still in the frontend
-            memory.due_s[replica.index] = at_s
+            memory.due_s[nth(replica.index)] = at_s
     elif replica.prefill_tokens == 0:
         _cut_for_head(memory, engine, env, replica)
     elif replica.formed_s == at_s:
         replica.joined = 1
-        memory.due_s[replica.index] = at_s
+        memory.due_s[nth(replica.index)] = at_s
 
 
 @inlined
@@ -205,8 +206,8 @@ def _form(
 @inlined
 def _decode_blocks(memory: Memory, engine: Engine, replica: Replica) -> int:
     """Pages that one more iteration of all decoding requests takes."""
-    residue = (1 - replica.steps) % engine.block_tokens
-    blocks: int = memory.residues[replica.residue_base + residue]
+    residue = in_block(engine, 1 - replica.steps)
+    blocks: int = memory.residues[nth(replica.residue_base + residue)]
     return blocks
 
 
@@ -225,7 +226,7 @@ def _asked_tokens(engine: Engine, flight: Flight) -> int:
 def _output_tokens(memory: Memory, env: Env, replica: Replica, position: int) -> int:
     """Output tokens of a decoding request that were known when the batch was formed."""
     flight = flight_at(memory, env, replica, position)
-    end: int = memory.batch_ends[replica.lane + position]
+    end: int = memory.batch_ends[nth(replica.lane + position)]
     done = replica.steps + flight.total_tokens - end
     late = position >= replica.decoding - replica.late
     return done - flight.prompt_tokens - late
@@ -293,7 +294,7 @@ def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica, cap: int)
     reserved = -1.0
     while replica.queue_depth > 0 and not replica.full:
         entry = replica.queue_head
-        head = memory.flights[env.flight_base + entry]
+        head = flight_in(memory, env, entry)
         if head.visible_s > replica.formed_s:
             break
         spent = chunk_left <= 0 or input_left <= 0
@@ -310,10 +311,10 @@ def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica, cap: int)
         if head.target + left + size >= room:
             replica.full = int(replica.running + replica.leaving > 0)
             break
-        hit = min(head.hit_tokens, head.target - 1) // size * size
+        hit = full_blocks(engine, min(head.hit_tokens, head.target - 1)) * size
         chunk = head.target - hit
         if _in_pages(engine, chunk) > chunk_left:
-            chunk = chunk_left // size * size
+            chunk = full_blocks(engine, chunk_left) * size
         if chunk <= 0:
             break
         if replica.queue_seen == entry:
@@ -322,7 +323,7 @@ def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica, cap: int)
         head.done = hit
         head.chunk = chunk
         replica.free_blocks -= blocks_for(engine, hit + chunk)
-        memory.batch[replica.lane + replica.running] = entry
+        memory.batch[nth(replica.lane + replica.running)] = entry
         replica.running += 1
         if head.preemptions == 0:
             replica.admitted += 1
@@ -345,8 +346,8 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
     half_way = NO_REQUEST
     replica.late = 0
     for position in range(replica.decoding, replica.running):
-        entry = memory.batch[replica.lane + position]
-        flight = memory.flights[env.flight_base + entry]
+        entry = memory.batch[nth(replica.lane + position)]
+        flight = flight_in(memory, env, entry)
         flight.done += flight.chunk
         if flight.done < flight.target:
             half_way = entry
@@ -359,13 +360,13 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
         end = replica.steps + flight.total_tokens - flight.done
         if replica.decoding == 0 or end < replica.next_end:
             replica.next_end = end
-        memory.batch[replica.lane + replica.decoding] = entry
-        memory.batch_ends[replica.lane + replica.decoding] = end
+        memory.batch[nth(replica.lane + replica.decoding)] = entry
+        memory.batch_ends[nth(replica.lane + replica.decoding)] = end
         count_decode(memory, engine, replica, flight.done - replica.steps)
         replica.late += 1
     replica.running = replica.decoding
     if half_way != NO_REQUEST:
-        memory.batch[replica.lane + replica.running] = half_way
+        memory.batch[nth(replica.lane + replica.running)] = half_way
         replica.running += 1
         replica.full = 0
 
@@ -378,13 +379,13 @@ def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_
     """Finish the requests that end with this step and close the gaps they leave."""
     kept = replica.lane
     for i in range(replica.lane, replica.lane + replica.running):
-        entry = memory.batch[i]
-        if memory.batch_ends[i] != replica.steps:
-            memory.batch[kept] = entry
-            memory.batch_ends[kept] = memory.batch_ends[i]
+        entry = memory.batch[nth(i)]
+        if memory.batch_ends[nth(i)] != replica.steps:
+            memory.batch[nth(kept)] = entry
+            memory.batch_ends[nth(kept)] = memory.batch_ends[nth(i)]
             kept += 1
             continue
-        flight = memory.flights[env.flight_base + entry]
+        flight = flight_in(memory, env, entry)
         uncount_decode(memory, engine, replica, flight.total_tokens - replica.steps)
         _leave(memory, engine, env, replica, flight, entry, at_s)
     replica.running = kept - replica.lane
@@ -473,9 +474,9 @@ def _least_done(memory: Memory, env: Env, replica: Replica) -> int:
 @inlined
 def _take_out(memory: Memory, engine: Engine, env: Env, replica: Replica, position: int) -> None:
     """Retract the decoding request in that position; its token on the way is lost."""
-    entry = memory.batch[replica.lane + position]
-    flight = memory.flights[env.flight_base + entry]
-    offset = flight.total_tokens - memory.batch_ends[replica.lane + position]
+    entry = memory.batch[nth(replica.lane + position)]
+    flight = flight_in(memory, env, entry)
+    offset = flight.total_tokens - memory.batch_ends[nth(replica.lane + position)]
     flight.target = replica.steps + offset
     replica.free_blocks += blocks_for(engine, flight.target - 1)
     if position >= replica.decoding - replica.late:
@@ -489,8 +490,8 @@ def _take_out(memory: Memory, engine: Engine, env: Env, replica: Replica, positi
     uncount_decode(memory, engine, replica, offset)
     replica.running -= 1
     for i in range(replica.lane + position, replica.lane + replica.running):
-        memory.batch[i] = memory.batch[i + 1]
-        memory.batch_ends[i] = memory.batch_ends[i + 1]
+        memory.batch[nth(i)] = memory.batch[nth(i + 1)]
+        memory.batch_ends[nth(i)] = memory.batch_ends[nth(i + 1)]
     push_behind_visible(memory, env, replica, flight, entry, replica.formed_s)
 
 
@@ -526,7 +527,7 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
         kv_tokens,
         replica.iterations,
     )
-    memory.due_s[replica.index] = border_s(replica, replica.iterations)
+    memory.due_s[nth(replica.index)] = border_s(replica, replica.iterations)
     if replica.queue_depth > 0:
         _cut_for_head(memory, engine, env, replica)
 
@@ -536,7 +537,7 @@ def _cut_for_head(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     """End a run of decodes where the queue's head is tested, unless a no is known."""
     if replica.full or replica.prefill_tokens > 0 or replica.iterations == 1:
         return
-    head = memory.flights[env.flight_base + replica.queue_head]
+    head = flight_in(memory, env, replica.queue_head)
     border = 0
     if head.visible_s > replica.start_s:
         border = first_border(replica, head.visible_s, replica.start_s)

@@ -13,6 +13,7 @@ import math
 from envs.simulator import draws
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica
+from envs.simulator.places import nth
 
 SCHEDULE, WEIGHTS, COMPILE, STAGES = 0, 2, 3, 4
 """Rows of `Memory.stages`, and their number."""
@@ -30,7 +31,7 @@ def stages_s(memory: Memory, env: Env, number: int, first: int, last: int) -> fl
     """Seconds of the stages first..last - 1 of the env's start of that number."""
     total_s = 0.0
     for place in range(first, last):
-        stage = memory.stages[place]
+        stage = memory.stages[nth(place)]
         draw = draws.truncated_normal(env.seed, draws.COLD_START, number * STAGES + place)
         total_s += stage.median_s * math.exp(stage.spread * draw)
     return total_s * env.cold_start
@@ -42,8 +43,8 @@ def warm_up_s(memory: Memory, engine: Engine, warmups: int) -> float:
     at_full_speed = 0.0
     counted = 0
     for stage in range(len(memory.ramp_requests)):
-        reached = min(warmups, memory.ramp_requests[stage])
-        at_full_speed += (reached - counted) / memory.ramp_speed[stage]
+        reached = min(warmups, memory.ramp_requests[nth(stage)])
+        at_full_speed += (reached - counted) / memory.ramp_speed[nth(stage)]
         counted = reached
     return (at_full_speed + (warmups - counted)) * engine.warmup_request_s
 

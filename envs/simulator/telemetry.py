@@ -14,6 +14,7 @@ from envs.simulator.buckets import BUCKETS
 from envs.simulator.compiled import entry, inlined
 from envs.simulator.events import clear_window
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState
+from envs.simulator.places import nth, replica_in
 from envs.simulator.run import ended_by, tokens_so_far
 from envs.simulator.scraping import kv_cache_usage
 
@@ -171,17 +172,17 @@ def read_counters(memory: Memory, out: Counters) -> None:
     """Write what every replica's engine has counted."""
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
-        now_s = memory.envs[index].clock_s
+        now_s = memory.envs[nth(index)].clock_s
         for slot in range(engine.slots):
             row = index * engine.slots + slot
-            replica = memory.replicas[row]
+            replica = memory.replicas[nth(row)]
             tokens = replica.output_tokens + tokens_so_far(replica, now_s)
             out.output_tokens[index, slot] = tokens
             out.prompt_tokens[index, slot] = replica.prompt_tokens
             out.finished[index, slot] = replica.finished
             out.preemptions[index, slot] = replica.preemptions
             for bucket in range(BUCKETS):
-                out.counts[index, slot, bucket] = memory.counts[row * BUCKETS + bucket]
+                out.counts[index, slot, bucket] = memory.counts[nth(row * BUCKETS + bucket)]
 
 
 @entry
@@ -189,7 +190,7 @@ def close_windows(memory: Memory, out: Window) -> None:
     """Write every env's sums and begin its next window."""
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
-        env = memory.envs[index]
+        env = memory.envs[nth(index)]
         early_tokens = _bring_sums_to_now(memory, engine, env)
         out.length_s[index] = env.clock_s - env.window_start_s
         out.arrivals[index] = env.window_arrivals
@@ -214,13 +215,13 @@ def read_gauges(memory: Memory, out: Gauges) -> None:
     """Write every env's state."""
     engine = memory.engine[0]
     for index in range(len(memory.envs)):
-        env = memory.envs[index]
+        env = memory.envs[nth(index)]
         running = 0
         starting = 0
         draining = 0
         usage = 0.0
         for slot in range(engine.slots):
-            replica = memory.replicas[index * engine.slots + slot]
+            replica = replica_in(memory, engine, env, slot)
             _read_replica(memory, engine, replica, env.clock_s, index, out)
             running += replica.running
             starting += replica.state == _STARTING or replica.state == _WARMING
@@ -268,7 +269,7 @@ def _bring_sums_to_now(memory: Memory, engine: Engine, env: Env) -> int:
     tokens = 0
     first = env.index * engine.slots
     for row in range(first, first + env.top):
-        replica = memory.replicas[row]
+        replica = memory.replicas[nth(row)]
         if replica.running > 0:
             env.window_busy_s += now_s - replica.busy_since_s
             replica.busy_since_s = now_s

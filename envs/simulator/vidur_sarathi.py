@@ -17,12 +17,14 @@ from __future__ import annotations
 import math
 
 from envs.simulator.batch import count_decode, flight_at, rest, smallest_end, uncount_decode
+from envs.simulator.blocks import blocks_for, in_block
 from envs.simulator.compiled import inlined
 from envs.simulator.iteration_time import time_run
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.outcomes import count_first_token, count_preemption, finish
+from envs.simulator.places import flight_in, nth
 from envs.simulator.queueing import pop_front, push_front
-from envs.simulator.run import blocks_for, border_s, cut_at, iterations_that_fit, new_blocks
+from envs.simulator.run import border_s, cut_at, iterations_that_fit, new_blocks
 
 
 @inlined
@@ -80,7 +82,7 @@ def request_entered(
         return
     if replica.running >= replica.batch_size:
         return
-    head = memory.flights[env.flight_base + replica.queue_head]
+    head = flight_in(memory, env, replica.queue_head)
     if replica.start_s == at_s and head.visible_s <= at_s:
         # The iteration has started this very moment: whoever is here by its start is in it.
         if _admit(memory, engine, env, replica):
@@ -97,7 +99,7 @@ def cap_changed(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s
     """
     if replica.queue_depth == 0 or replica.running == 0 or replica.prefill_tokens > 0:
         return
-    head = memory.flights[env.flight_base + replica.queue_head]
+    head = flight_in(memory, env, replica.queue_head)
     if replica.running < replica.batch_size and _fits(engine, replica, head):
         cut_at(memory, replica, max(at_s, head.visible_s), at_s)
 
@@ -111,8 +113,8 @@ def _fits(engine: Engine, replica: Replica, head: Flight) -> bool:
 
 @inlined
 def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
-    residue = (1 - replica.steps) % engine.block_tokens
-    need = memory.residues[replica.residue_base + residue]
+    residue = in_block(engine, 1 - replica.steps)
+    need = memory.residues[nth(replica.residue_base + residue)]
     if need < replica.free_blocks:  # then every decode sees a free block at its turn
         replica.free_blocks -= need
         return
@@ -125,7 +127,7 @@ def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Repli
             break
         flight = flight_at(memory, env, replica, position)
         offset = _offset(memory, replica, flight, position)
-        if (offset + replica.steps - 1) % engine.block_tokens == 0:
+        if in_block(engine, offset + replica.steps - 1) == 0:
             replica.free_blocks -= 1
         position += 1
 
@@ -133,7 +135,7 @@ def _take_decode_blocks(memory: Memory, engine: Engine, env: Env, replica: Repli
 @inlined
 def _offset(memory: Memory, replica: Replica, flight: Flight, position: int) -> int:
     """Tokens that the decoding request in that position has done, less the replica's steps."""
-    end: int = memory.batch_ends[replica.lane + position]
+    end: int = memory.batch_ends[nth(replica.lane + position)]
     if flight.done < flight.known_tokens:
         return flight.known_tokens - end
     return flight.total_tokens - end
@@ -143,8 +145,8 @@ def _offset(memory: Memory, replica: Replica, flight: Flight, position: int) -> 
 def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Put the last request of the batch back to the front of the queue, to prefill it anew."""
     position = replica.running - 1
-    entry = memory.batch[replica.lane + position]
-    flight = memory.flights[env.flight_base + entry]
+    entry = memory.batch[nth(replica.lane + position)]
+    flight = flight_in(memory, env, entry)
     if position < replica.decoding:
         offset = _offset(memory, replica, flight, position)
         uncount_decode(memory, engine, replica, offset)
@@ -170,14 +172,14 @@ def _admit(memory: Memory, engine: Engine, env: Env, replica: Replica) -> bool:
     while replica.queue_depth > 0 and replica.running < replica.batch_size:
         budget = engine.chunk_tokens - replica.decoding - replica.prefill_tokens
         entry = replica.queue_head
-        head = memory.flights[env.flight_base + entry]
+        head = flight_in(memory, env, entry)
         if budget < 1 or head.visible_s > replica.start_s or not _fits(engine, replica, head):
             break
         pop_front(replica, head)
         replica.free_blocks -= blocks_for(engine, head.target)
         head.chunk = min(head.target, budget)
         replica.prefill_tokens += head.chunk
-        memory.batch[replica.lane + replica.running] = entry
+        memory.batch[nth(replica.lane + replica.running)] = entry
         replica.running += 1
         if head.preemptions == 0:
             replica.admitted += 1
@@ -205,9 +207,9 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
         replica.offsets + replica.decoding * replica.steps + replica.context_tokens,
         replica.iterations,
     )
-    memory.due_s[replica.index] = border_s(replica, replica.iterations)
+    memory.due_s[nth(replica.index)] = border_s(replica, replica.iterations)
     if replica.prefill_tokens == 0 and replica.queue_depth > 0:
-        head = memory.flights[env.flight_base + replica.queue_head]
+        head = flight_in(memory, env, replica.queue_head)
         coming = head.visible_s > replica.start_s
         if coming and replica.running < replica.batch_size and _fits(engine, replica, head):
             cut_at(memory, replica, head.visible_s, replica.start_s)
@@ -218,23 +220,23 @@ def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_
     """Finish the decoding requests that end with this step and close the gaps they leave."""
     position = 0
     while position < replica.decoding:
-        if memory.batch_ends[replica.lane + position] != replica.steps:
+        if memory.batch_ends[nth(replica.lane + position)] != replica.steps:
             position += 1
             continue
-        entry = memory.batch[replica.lane + position]
-        flight = memory.flights[env.flight_base + entry]
+        entry = memory.batch[nth(replica.lane + position)]
+        flight = flight_in(memory, env, entry)
         if flight.done < flight.known_tokens:  # what it decodes from now on is new
             flight.done = flight.known_tokens
             replica.repeating -= 1
             left = flight.total_tokens - flight.known_tokens
-            memory.batch_ends[replica.lane + position] = replica.steps + left
+            memory.batch_ends[nth(replica.lane + position)] = replica.steps + left
             continue
         uncount_decode(memory, engine, replica, flight.total_tokens - replica.steps)
         replica.free_blocks += blocks_for(engine, flight.total_tokens - 1)
         replica.running -= 1
         for i in range(replica.lane + position, replica.lane + replica.running):
-            memory.batch[i] = memory.batch[i + 1]
-            memory.batch_ends[i] = memory.batch_ends[i + 1]
+            memory.batch[nth(i)] = memory.batch[nth(i + 1)]
+            memory.batch_ends[nth(i)] = memory.batch_ends[nth(i + 1)]
         finish(memory, engine, env, flight, entry, at_s)
     replica.next_end = smallest_end(memory, replica, replica.decoding)
 
@@ -245,11 +247,11 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
     last = replica.running
     replica.running = replica.decoding
     for position in range(replica.decoding, last):
-        entry = memory.batch[replica.lane + position]
-        flight = memory.flights[env.flight_base + entry]
+        entry = memory.batch[nth(replica.lane + position)]
+        flight = flight_in(memory, env, entry)
         flight.done += flight.chunk
         if flight.done < flight.target:
-            memory.batch[replica.lane + replica.running] = entry
+            memory.batch[nth(replica.lane + replica.running)] = entry
             replica.running += 1
             continue
         flight.done = flight.target + 1
@@ -276,7 +278,7 @@ def _start_decoding(
     offset = flight.done - replica.steps
     if replica.decoding == 0 or end < replica.next_end:
         replica.next_end = end
-    memory.batch[replica.lane + replica.running] = entry
-    memory.batch_ends[replica.lane + replica.running] = end
+    memory.batch[nth(replica.lane + replica.running)] = entry
+    memory.batch_ends[nth(replica.lane + replica.running)] = end
     count_decode(memory, engine, replica, offset)
     replica.running += 1

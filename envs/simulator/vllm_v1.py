@@ -38,13 +38,14 @@ from __future__ import annotations
 import math
 
 from envs.simulator.batch import count_decode, flight_at, rest, uncount_decode
+from envs.simulator.blocks import blocks_for, full_blocks, in_block
 from envs.simulator.compiled import inlined
 from envs.simulator.iteration_time import time_run
 from envs.simulator.layout import Engine, Env, Flight, Memory, Replica
 from envs.simulator.outcomes import count_first_token, count_preemption, finish
+from envs.simulator.places import flight_in, nth
 from envs.simulator.queueing import pop_front, push_front
 from envs.simulator.run import (
-    blocks_for,
     border_s,
     cut_to,
     first_border,
@@ -110,7 +111,7 @@ def request_entered(
     if replica.running == 0:
         start_iteration(memory, engine, env, replica, at_s)
         return
-    head = memory.flights[env.flight_base + replica.queue_head]
+    head = flight_in(memory, env, replica.queue_head)
     if replica.formed_s == at_s and head.visible_s <= at_s:
         limit = _chunk_limit(memory, engine, env, replica, at_s)
         if _admit(memory, engine, env, replica, limit, replica.batch_size):
@@ -154,7 +155,7 @@ def _chunk_limit(
     waiting = replica.queue_depth
     entry = replica.queue_head
     while requests < 2 and waiting > 0:
-        flight = memory.flights[env.flight_base + entry]
+        flight = flight_in(memory, env, entry)
         if flight.visible_s > formed_s:
             break
         requests += 1
@@ -172,8 +173,8 @@ def _schedule_running(
     Where all find their blocks it costs no walk over the batch: the decodes take one token each,
     and without a limit at most one request, the last admitted, is half-way through its prompt.
     """
-    residue = (1 - replica.steps) % engine.block_tokens
-    need = int(memory.residues[replica.residue_base + residue])
+    residue = in_block(engine, 1 - replica.steps)
+    need = int(memory.residues[nth(replica.residue_base + residue)])
     prefilling = replica.running - replica.leaving - replica.decoding
     if prefilling == 0:
         if need <= replica.free_blocks:
@@ -197,7 +198,7 @@ def _walk(memory: Memory, engine: Engine, env: Env, replica: Replica, limit: int
     budget = engine.chunk_tokens
     position = 0
     while position < replica.running:
-        end = memory.batch_ends[replica.lane + position]
+        end = memory.batch_ends[nth(replica.lane + position)]
         if end == replica.steps:
             position += 1
             continue
@@ -208,7 +209,7 @@ def _walk(memory: Memory, engine: Engine, env: Env, replica: Replica, limit: int
             need = _more_blocks(engine, flight, tokens)
         else:
             computed = replica.steps + flight.total_tokens - end - 1
-            need = int(computed % engine.block_tokens == 0)
+            need = int(in_block(engine, computed) == 0)
         while need > replica.free_blocks and replica.running > position:
             _preempt_last(memory, engine, env, replica)
         if replica.running == position:
@@ -240,9 +241,9 @@ def _prefill(replica: Replica, flight: Flight, tokens: int) -> None:
 def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) -> None:
     """Take the last of the running requests out, back to the front of the queue."""
     position = replica.running - 1
-    entry = memory.batch[replica.lane + position]
-    end = memory.batch_ends[replica.lane + position]
-    flight = memory.flights[env.flight_base + entry]
+    entry = memory.batch[nth(replica.lane + position)]
+    end = memory.batch_ends[nth(replica.lane + position)]
+    flight = flight_in(memory, env, entry)
     replica.running -= 1
     flight.preemptions += 1
     count_preemption(memory, engine, env, flight)
@@ -266,7 +267,7 @@ def _preempt_last(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
 @inlined
 def _hit_tokens(engine: Engine, head: Flight) -> int:
     """Tokens of the waiting request that it need not compute: whole blocks, not its last token."""
-    return min(head.hit_tokens, head.target - 1) // engine.block_tokens * engine.block_tokens
+    return full_blocks(engine, min(head.hit_tokens, head.target - 1)) * engine.block_tokens
 
 
 @inlined
@@ -304,7 +305,7 @@ def _admit(
     while replica.queue_depth > 0:
         budget = _budget(engine, replica)
         entry = replica.queue_head
-        head = memory.flights[env.flight_base + entry]
+        head = flight_in(memory, env, entry)
         if head.visible_s > replica.formed_s or not _may_enter(
             engine, replica, head, limit, budget, cap
         ):
@@ -315,8 +316,8 @@ def _admit(
         head.done = hit
         replica.free_blocks -= blocks_for(engine, hit + tokens)
         _prefill(replica, head, tokens)
-        memory.batch[replica.lane + replica.running] = entry
-        memory.batch_ends[replica.lane + replica.running] = PREFILLING
+        memory.batch[nth(replica.lane + replica.running)] = entry
+        memory.batch_ends[nth(replica.lane + replica.running)] = PREFILLING
         replica.running += 1
         if head.preemptions == 0:
             replica.admitted += 1
@@ -330,9 +331,9 @@ def _let_go(memory: Memory, replica: Replica) -> None:
         return
     kept = replica.lane
     for i in range(replica.lane, replica.lane + replica.running):
-        if memory.batch_ends[i] != replica.steps:
-            memory.batch[kept] = memory.batch[i]
-            memory.batch_ends[kept] = memory.batch_ends[i]
+        if memory.batch_ends[nth(i)] != replica.steps:
+            memory.batch[nth(kept)] = memory.batch[nth(i)]
+            memory.batch_ends[nth(kept)] = memory.batch_ends[nth(i)]
             kept += 1
     replica.running = kept - replica.lane
     replica.free_blocks += replica.leaving_blocks
@@ -360,7 +361,7 @@ def _time_run(memory: Memory, engine: Engine, env: Env, replica: Replica) -> Non
         replica.offsets + replica.decoding * (replica.steps - 1) + replica.context_tokens,
         replica.iterations,
     )
-    memory.due_s[replica.index] = border_s(replica, replica.iterations)
+    memory.due_s[nth(replica.index)] = border_s(replica, replica.iterations)
     if replica.queue_depth > 0:
         _cut_for_head(memory, engine, env, replica)
 
@@ -370,7 +371,7 @@ def _cut_for_head(memory: Memory, engine: Engine, env: Env, replica: Replica) ->
     """End a run of decodes where the queue's head can join."""
     if replica.prefill_tokens > 0 or replica.iterations == 1:
         return
-    head = memory.flights[env.flight_base + replica.queue_head]
+    head = flight_in(memory, env, replica.queue_head)
     limit = engine.chunk_tokens
     if engine.long_prefill_tokens > 0:
         limit = engine.long_prefill_tokens
@@ -388,12 +389,12 @@ def _end_decodes(memory: Memory, engine: Engine, env: Env, replica: Replica, at_
     """Finish the decoding requests that end with this step; they are to leave."""
     next_end = PREFILLING
     for i in range(replica.lane, replica.lane + replica.running):
-        end = memory.batch_ends[i]
+        end = memory.batch_ends[nth(i)]
         if end != replica.steps:
             next_end = min(next_end, int(end))
             continue
-        entry = memory.batch[i]
-        flight = memory.flights[env.flight_base + entry]
+        entry = memory.batch[nth(i)]
+        flight = flight_in(memory, env, entry)
         uncount_decode(memory, engine, replica, flight.total_tokens - replica.steps)
         _leave(memory, engine, env, replica, flight, entry, at_s)
     replica.next_end = next_end
@@ -419,10 +420,10 @@ def _leave(
 def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at_s: float) -> None:
     """Turn the requests whose tokens are all computed to decoding, with one token more."""
     for position in range(replica.running):
-        if memory.batch_ends[replica.lane + position] != PREFILLING:
+        if memory.batch_ends[nth(replica.lane + position)] != PREFILLING:
             continue
-        entry = memory.batch[replica.lane + position]
-        flight = memory.flights[env.flight_base + entry]
+        entry = memory.batch[nth(replica.lane + position)]
+        flight = flight_in(memory, env, entry)
         flight.done += flight.chunk
         if flight.done < flight.target:
             continue
@@ -431,7 +432,7 @@ def _end_prefills(memory: Memory, engine: Engine, env: Env, replica: Replica, at
         if math.isnan(flight.ttft_s):
             count_first_token(env, memory, engine, flight, at_s)
         if flight.done == flight.total_tokens:
-            memory.batch_ends[replica.lane + position] = replica.steps
+            memory.batch_ends[nth(replica.lane + position)] = replica.steps
             _leave(memory, engine, env, replica, flight, entry, at_s)
         else:
             _start_decoding(memory, engine, replica, flight, position)
@@ -442,7 +443,7 @@ def _start_decoding(
     memory: Memory, engine: Engine, replica: Replica, flight: Flight, position: int
 ) -> None:
     end = replica.steps + flight.total_tokens - flight.done
-    memory.batch_ends[replica.lane + position] = end
+    memory.batch_ends[nth(replica.lane + position)] = end
     if replica.decoding == 0 or end < replica.next_end:
         replica.next_end = end
     count_decode(memory, engine, replica, flight.done - replica.steps)
