@@ -193,19 +193,25 @@ class Bench:
         fallback: Mapping[str, OptionValue],
     ) -> dict[str, Sweep]:
         """The dial of every tuned rule on a trace, everything else as tuned."""
-        jobs, labels, values = [], [], {}
+        jobs, labels = [], []
+        values: dict[str, list[float]] = {}
         for name, space in spaces.items():
             dial = space.dial
             found = tuned[name].get(dial.name, space.defaults.get(dial.name))
             if found is None:
                 continue
-            values[name] = curve_values(dial, float(found))
-            for value in values[name]:
+            values[name] = []
+            for value in curve_values(dial, float(found)):
                 setting: dict[str, OptionValue] = {**tuned[name], **self.options(name)}
                 setting[dial.name] = round(value) if dial.whole else value
-                jobs.append(
-                    self.job(name, space.policy, setting, start, SEED, fallback_target, fallback)
-                )
+                job = self.job(name, space.policy, setting, start, SEED, fallback_target, fallback)
+                try:
+                    self.runner.check(self.profile, job)
+                except ConfigError:
+                    # With everything else as tuned, this far the dial does not turn.
+                    continue
+                values[name].append(value)
+                jobs.append(job)
                 labels.append(f"curve: {name} {value:g}")
         digests = iter(self.digests(trace, jobs, labels))
         goal = self.config.sweep.goal

@@ -27,6 +27,7 @@ CONFIG = CompareConfig(
 
 
 def toy_compare(folder, policies=RULES, *, trace=None, **changed):
+    folder.mkdir(exist_ok=True)
     # 10 tokens/s of load, 300 in the surge: three replicas are just enough for it.
     options = {"config": CONFIG, "runner": toy.ToyRunner(), **changed}
     load = trace if trace is not None else toy.toy_trace(surge=30.0)
@@ -73,6 +74,21 @@ def test_a_curve_turns_the_dial_around_the_tuned_value_and_nothing_else(tmp_path
     assert [job.options["target"] for job in drawn] == [point.value for point in curve.points]
     for job in drawn:
         assert {**job.options, "target": tuned["target"]} == tuned
+
+
+def test_a_curve_ends_where_the_dial_contradicts_what_else_was_tuned(tmp_path):
+    whole = toy_compare(tmp_path / "whole", train_trace=toy.toy_trace(name="calm"))
+    targets = [point.value for point in whole.tuning.curves["hpa"].points]
+
+    class Narrow(toy.ToyRunner):
+        def check(self, profile, job):
+            if job.name == "hpa" and job.options.get("target", targets[1]) < targets[1]:
+                raise ConfigError("hpa: target is too low for this tolerance")
+
+    shorter = toy_compare(
+        tmp_path / "shorter", runner=Narrow(), train_trace=toy.toy_trace(name="calm")
+    )
+    assert [point.value for point in shorter.tuning.curves["hpa"].points] == targets[1:]
 
 
 def test_rules_run_at_their_own_tick_without_our_guardrails_and_the_rest_with(
