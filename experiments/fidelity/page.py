@@ -132,22 +132,21 @@ def by_load(findings: Findings) -> dict[str, Any]:
                 if (ratio.latency, ratio.statistic) == (name, statistic)
             ]
             bounds = [ratio.ci95 or (ratio.error, ratio.error) for ratio in ratios]
-            errors = [1 + ratio.error for ratio in ratios]
             data.append(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
                     "name": f"{LABEL[name]} {statistic}",
                     "x": [100 * band.load for band in findings.bands],
-                    "y": errors,
+                    "y": [1 + ratio.error for ratio in ratios],
                     "error_y": {
                         "type": "data",
                         "symmetric": False,
                         "array": [
-                            100 * high - e for (_, high), e in zip(bounds, errors, strict=True)
+                            high - r.error for (_, high), r in zip(bounds, ratios, strict=True)
                         ],
                         "arrayminus": [
-                            e - 1 - low for (low, _), e in zip(bounds, errors, strict=True)
+                            r.error - low for (low, _), r in zip(bounds, ratios, strict=True)
                         ],
                         "color": series(number),
                         "thickness": 1,
