@@ -161,13 +161,30 @@ def _from_steps(
     origin = {
         "step_time": (
             f"{fit.law.name[0].upper()}{fit.law.name[1:]}, relative least squares over "
-            f"{len(log):,} iterations of {path.name}, none negative; intervals by block bootstrap. "
+            f"{len(log):,} iterations of {path.name}, none negative; 95 % intervals by block "
+            f"bootstrap. "
             f"`{_command()}`"
         ),
+        "step_time.batch_table": _batch_origin(fit, profile),
         "error": f"Iterations in blocks or runs, {how}; requests: the same workload simulated.",
     }
     return Calibrated(
         calibrated(profile, fit.coefficients, errors, origin), fit, fit.coefficients, simulated
+    )
+
+
+def _batch_origin(fit: StepFit, profile: ServingProfile) -> str:
+    """Up to where the batch table was measured, and how it goes on."""
+    least, most = int(fit.log.batch.min()), int(fit.log.batch.max())
+    told = f"Measured at {least} to {most} sequences."
+    if most >= profile.limits.batch_size_max:
+        return told
+    (before, before_s), (last, last_s) = fit.step_time.batch_table[-2:]
+    slope_s = (last_s - before_s) / (last - before)
+    rise = f"by {slope_s * 1e3:.3g} ms per sequence" if slope_s > 0 else "flat"
+    return (
+        f"{told} From there to batch_size_max {profile.limits.batch_size_max} it is extrapolated, "
+        f"not measured: along the table's last stretch, {rise}."
     )
 
 

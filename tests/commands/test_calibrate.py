@@ -67,6 +67,9 @@ def test_writes_a_profile_that_holds_its_figures_intervals_errors_and_origins(
     assert low < 5e-5 < high
     assert profile.error["step_mean_left_out"] == pytest.approx(0.008, rel=0.15)
     assert "1,800 iterations of steps.parquet" in profile.origin["step_time"]
+    told = profile.origin["step_time.batch_table"]
+    assert told.startswith("Measured at 1 to 29 sequences. From there to batch_size_max 128 it is")
+    assert "extrapolated" in told
     # What was not fitted is the base's, its origin with it.
     base = load_profile("reference-affine")
     assert profile.kv == base.kv
