@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit, TelemetryFit
+from envs.calibrate.cautions import SPREAD, cautions
 from envs.calibrate.telemetry import KINDS
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
@@ -37,7 +38,7 @@ def calibration_document(
         profile: as it is written, origins and errors included.
         command: that makes the page again.
     """
-    tables = []
+    tables, notes, intervals = [], [], "Seconds, with 95 % intervals."
     if isinstance(fit, StepFit):
         plots = _step_plots(fit)
     elif isinstance(fit, PointFit):
@@ -45,6 +46,8 @@ def calibration_document(
     else:
         plots = _telemetry_plots(fit)
         tables = [Table(TELEMETRY_COLUMNS, telemetry_rows(fit), TELEMETRY_TITLE)]
+        notes = [f"{caution[0].upper()}{caution[1:]}." for caution in cautions(fit.recording)]
+        intervals = f"Seconds. Interval: {SPREAD}."
     if replay is not None:
         plots["requests"] = (
             "Requests",
@@ -64,7 +67,11 @@ def calibration_document(
         sections=[
             Section(
                 "How far off it is",
-                ["Relative errors against what was measured; left out: on what a fit did not see."],
+                [
+                    "Relative errors against what was measured; left out: on what a fit did not "
+                    "see.",
+                    *notes,
+                ],
                 [*tables, Table(("figure", "relative error"), errors)],
             ),
             *(
@@ -73,7 +80,7 @@ def calibration_document(
             ),
             Section(
                 "Fitted figures",
-                ["Seconds, with 95 % intervals."],
+                [intervals],
                 [
                     Table(
                         ("figure", "value", "interval"), [coefficient_row(c) for c in coefficients]

@@ -81,7 +81,7 @@ def show(profile: ProfileArgument, as_json: JsonOption = False) -> None:
         console.print(_grid({key: f"{value:.1%}" for key, value in loaded.error.items()}))
     single = {key: bounds for key, bounds in loaded.interval.items() if "[" not in key}
     if single:
-        console.print("\n[bold]95 % intervals[/] of fitted figures, seconds")
+        console.print("\n[bold]intervals[/] of fitted figures, seconds; see origin for their kind")
         console.print(
             _grid({key: f"{low:.3g} to {high:.3g}" for key, (low, high) in single.items()})
         )
