@@ -98,7 +98,8 @@ def _config(request: SimulateRequest) -> RunConfig:
     fits = isinstance(count, int | float) and 1 <= count <= MOST_REPLICAS
     static = int(count or 0) if request.policy == "static" and fits else None
     initial = request.initial_replicas or static
-    most = request.max_replicas or max(RunConfig.max_replicas, initial or 1)
+    # A start beyond what can be is a mistake about the start, not about the most.
+    most = request.max_replicas or min(max(RunConfig.max_replicas, initial or 1), MOST_REPLICAS)
     return RunConfig(
         router=request.router,
         tick_s=request.tick_s,

@@ -82,6 +82,7 @@ def generate(
     )
     masked = np.flatnonzero(missed)
     masked = masked[masked * WINDOW_S < end_s]
+    unused = counts.totals()[masked].sum()
     return Trace(
         arrival_s=arrival_s,
         prompt_tokens=prompts,
@@ -94,7 +95,7 @@ def generate(
             "lengths": lengths.name,
             "seed": str(seed),
             "mean_qps": "as counted" if mean_qps is None else f"{mean_qps:g}",
-            "gaps": f"{len(masked)} windows with {counts.totals()[masked].sum():,} counted requests",
+            "gaps": f"{len(masked)} windows with {unused:,} counted requests",
         },
         gaps=_gaps(missed, end_s),
     )

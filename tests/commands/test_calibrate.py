@@ -112,7 +112,8 @@ def test_telemetry_alone_gives_a_profile_and_a_page(tmp_path: Path) -> None:
     profile = replace(worlds.PROFILE, startup=None)
     write_profile(profile, tmp_path / "ours.yaml")
     recording, out, page = (tmp_path / name for name in ("r.parquet", "fitted.yaml", "page.html"))
-    write_telemetry(recorded(worlds.trace(200.0, qps=1.4), profile), recording)
+    steady = replace(worlds.trace(200.0, qps=1.4), arrival_s=np.arange(280) / 1.4)
+    write_telemetry(recorded(steady, profile, until_s=200.0), recording)
     given = ("--telemetry", recording, "--terms", "prefill", "--trials", 10)
     result = call(tmp_path / "ours.yaml", *given, "--out", out, "--page", page)
     assert result.exit_code == 0, result.output
@@ -123,6 +124,10 @@ def test_telemetry_alone_gives_a_profile_and_a_page(tmp_path: Path) -> None:
     assert "requests of r1 (vllm), 2027-01-15" in fitted.origin["step_time"]
     assert "tpot_p50_left_out" in fitted.error
     html = page.read_text()
+    for told in (" ".join(result.output.split()), fitted.origin["step_time"], html):
+        assert "one rate only" in told
+        assert "not a 95 % interval" in told
+    assert "95 % intervals." not in html
     assert all(f'id="plot-{kind}"' in html for kind in ("ttft_s", "tpot_s", "e2e_s"))
 
 
@@ -150,6 +155,7 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
         (["--steps", "STEPS", "--scheduler", "fifo"], "scheduler is 'fifo'"),
         (["--points", "POINTS"], "--points needs --system"),
         (["--points", "POINTS", "--system", "b200_sxm"], "has no point of mode agg, system b200"),
+        (["--points", "EMPTY", "--system", "h200_sxm"], "empty.parquet holds no rows; expected"),
         (["--points", "POINTS", "--system", "h200_sxm", "--hold-out", "x"], "--hold-out x: exp"),
         (["--points", "POINTS", "--system", "h200_sxm", "--hold-out", "9"], "leaves 2 of 2 points"),
     ],
@@ -157,7 +163,10 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
     arguments: list[str], message: str, steps: Path, points: Path, tmp_path: Path
 ) -> None:
-    given = [{"STEPS": str(steps), "POINTS": str(points)}.get(a, a) for a in arguments]
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(points).slice(0, 0), empty)
+    files = {"STEPS": steps, "POINTS": points, "EMPTY": empty}
+    given = [str(files.get(a, a)) for a in arguments]
     out = tmp_path / "out.yaml"
     result = call("reference-affine", *given, "--out", out)
     assert result.exit_code != 0

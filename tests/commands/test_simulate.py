@@ -68,9 +68,10 @@ def test_requests_that_overtime_cuts_off_are_told(tmp_path) -> None:
     ("option", "sentence"),
     [
         (("--crashes", "1e9"), "failures.crash_per_hour is 1000000000.0; expected 0 to 3600"),
+        (("--initial-replicas", "99999999999"), "initial_replicas is 99999999999; expected 1 to"),
         (("--drain-timeout", "1e12"), "drain_timeout_s is 1000000000000.0; expected 0 to"),
     ],
-    ids=["crashes", "drain time-out"],
+    ids=["crashes", "start", "drain time-out"],
 )
 def test_a_value_beyond_reason_is_refused_before_anything_is_written(
     trace, tmp_path, option, sentence
@@ -78,4 +79,5 @@ def test_a_value_beyond_reason_is_refused_before_anything_is_written(
     result = call(trace, tmp_path / "out", *option)
     assert result.exit_code != 0
     assert sentence in str(result.exception)
+    assert ";" not in str(result.exception).replace(sentence, "")
     assert not (tmp_path / "out").exists()

@@ -13,9 +13,9 @@ import pytest
 
 from experiments.bench.load import poisson_load
 from experiments.fidelity.__main__ import main
-from experiments.fidelity.decisions import perturbed, regret, tau
 from experiments.fidelity.bands import Band
 from experiments.fidelity.command import Findings
+from experiments.fidelity.decisions import perturbed, regret, tau
 from experiments.fidelity.distribution import Distance, Ratio, distance
 from experiments.fidelity.page import by_load
 from experiments.fidelity.runs import Latencies, at_rate, capacity_qps, simulate
