@@ -12,7 +12,7 @@ from envs.calibrate.cautions import SPREAD, cautions
 from envs.calibrate.telemetry import KINDS
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
-from experiments.report.document import Document, Plot, Section, Table, series
+from experiments.report.document import Document, Plot, Section, Table, log_axis, series
 from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import ServingProfile
 
@@ -142,7 +142,7 @@ def _step_plots(fit: StepFit) -> dict[str, tuple[str, str, Figure]]:
         rows = [c for c in fit.coefficients if c.key.startswith(f"step_time.{key}[")]
         if rows:
             plots[key] = (
-                f"Seconds by {what}",
+                f"Milliseconds by {what}",
                 "The fitted table with its 95 % interval.",
                 _table_plot(rows, what),
             )
@@ -256,7 +256,7 @@ def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
             traces.append(_marks(label, x, _ms_of(unseen, name), place, open_mark))
     figure = _figure(traces, "clients", title)
     figure["layout"]["xaxis"]["type"] = "log"
-    figure["layout"]["yaxis"]["type"] = "log"
+    figure["layout"]["yaxis"] |= log_axis(value for trace in traces for value in trace["y"])
     ticks = sorted({result.point.clients for result in fit.results})
     figure["layout"]["xaxis"] |= {"tickvals": ticks, "ticktext": [str(tick) for tick in ticks]}
     return figure
@@ -271,7 +271,9 @@ def _quantiles(replay: Replay) -> Figure:
         traces.append(_marks(name.upper(), _short(x), _short(y), place, {"size": 5}))
         every.append(x)
     figure = _figure([*traces, _diagonal(np.concatenate(every))], "measured, ms", "simulated, ms")
-    figure["layout"]["xaxis"]["type"] = figure["layout"]["yaxis"]["type"] = "log"
+    for axis in ("x", "y"):
+        drawn = log_axis(value for trace in traces for value in trace[axis])
+        figure["layout"][f"{axis}axis"] |= drawn
     return figure
 
 

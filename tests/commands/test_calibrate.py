@@ -101,6 +101,7 @@ def test_writes_a_page_that_fetches_nothing(steps: Path, points: Path, tmp_path:
         assert not re.search(r"(src|href)=|https?://", own)
         data = plots_of(html)
         assert plots[name] <= set(data)
+        assert ("Milliseconds by sequences" in own) == (name == "steps")
         for plot in data:
             assert f'id="plot-{plot}"' in own
             assert all(trace["x"] for trace in data[plot]["data"])
