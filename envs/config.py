@@ -87,7 +87,7 @@ class ScrapeConfig:
                 f"window_s is {self.window_s}; expected {LEAST_SCRAPES} to {MOST_SCRAPES} times "
                 f"interval_s ({least:g} to {most:g})"
             )
-        oldest_s = self.window_s - 2 * self.interval_s
+        oldest_s = max(self.window_s, least) - 2 * self.interval_s
         if not 0 <= self.lag_s <= oldest_s:
             yield (
                 f"lag_s is {self.lag_s}; expected 0 to {oldest_s:g}: a rate needs two scrapes "

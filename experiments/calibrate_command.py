@@ -32,6 +32,7 @@ from envs.calibrate import (
     ready_for_fit,
     replay,
 )
+from envs.calibrate.cautions import SPREAD, cautions
 from envs.calibrate.closed_loop import DEFAULT_TERMS, BatchLaw
 from envs.calibrate.telemetry import DEFAULT_TERMS as TELEMETRY_TERMS
 from envs.calibrate.telemetry import RANGE
@@ -161,13 +162,30 @@ def _from_steps(
     origin = {
         "step_time": (
             f"{fit.law.name[0].upper()}{fit.law.name[1:]}, relative least squares over "
-            f"{len(log):,} iterations of {path.name}, none negative; intervals by block bootstrap. "
+            f"{len(log):,} iterations of {path.name}, none negative; 95 % intervals by block "
+            f"bootstrap. "
             f"`{_command()}`"
         ),
+        "step_time.batch_table": _batch_origin(fit, profile),
         "error": f"Iterations in blocks or runs, {how}; requests: the same workload simulated.",
     }
     return Calibrated(
         calibrated(profile, fit.coefficients, errors, origin), fit, fit.coefficients, simulated
+    )
+
+
+def _batch_origin(fit: StepFit, profile: ServingProfile) -> str:
+    """Up to where the batch table was measured, and how it goes on."""
+    least, most = int(fit.log.batch.min()), int(fit.log.batch.max())
+    told = f"Measured at {least} to {most} sequences."
+    if most >= profile.limits.batch_size_max:
+        return told
+    (before, before_s), (last, last_s) = fit.step_time.batch_table[-2:]
+    slope_s = (last_s - before_s) / (last - before)
+    rise = f"by {slope_s * 1e3:.3g} ms per sequence" if slope_s > 0 else "flat"
+    return (
+        f"{told} From there to batch_size_max {profile.limits.batch_size_max} it is extrapolated, "
+        f"not measured: along the table's last stretch, {rise}."
     )
 
 
@@ -247,7 +265,9 @@ def _from_telemetry(
             f"({header.engine}), {_day(header.since_s)} to {_day(header.until_s)}, on "
             f"{request.replicas} replica{'s' if request.replicas > 1 else ''}; quantiles of TTFT, "
             "TPOT and E2E from the engine's histograms, and requests in flight. Priors within a "
-            f"factor of {RANGE:g} of {base.name}, scaled as a whole. `{_command()}`"
+            f"factor of {RANGE:g} of {base.name}, scaled as a whole. Intervals: {SPREAD}. "
+            f"{''.join(f'{told[0].upper()}{told[1:]}. ' for told in cautions(fit.recording))}"
+            f"`{_command()}`"
         ),
         "error": (
             "Of quantiles over the whole recording; left out: spans of time by fits without them."
@@ -309,6 +329,8 @@ def print_calibration(found: Calibrated, console: Console) -> None:
         console.print()
     elif isinstance(found.fit, TelemetryFit):
         console.print(_telemetry_table(found.fit))
+        for caution in cautions(found.fit.recording):
+            console.print(f"[yellow]note:[/] {caution}", soft_wrap=True)
         console.print()
     else:
         for law, error in found.fit.tried.items():
@@ -316,6 +338,8 @@ def print_calibration(found: Calibrated, console: Console) -> None:
             console.print(f"{law}: {error:.2%} mean error of a step left out{mark}")
         console.print()
     console.print(_coefficients_table(found))
+    if isinstance(found.fit, TelemetryFit):
+        console.print(f"interval: {SPREAD}", soft_wrap=True)
     console.print("\n[bold]relative error[/]")
     for name, error in found.profile.error.items():
         console.print(f"  {name.replace('_', ' ')}: {error:.2%}")
@@ -343,6 +367,9 @@ def calibration_json(found: Calibrated) -> str:
         ]
     elif isinstance(found.fit, StepFit):
         told["tried"] = dict(found.fit.tried)
+    else:
+        told["interval"] = SPREAD
+        told["cautions"] = cautions(found.fit.recording)
     return json.dumps(told, indent=2)
 
 
@@ -379,7 +406,8 @@ def _coefficients_table(found: Calibrated) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("fitted, seconds")
     table.add_column("value", justify="right")
-    table.add_column("95 % interval", justify="right")
+    kind = "interval" if isinstance(found.fit, TelemetryFit) else "95 % interval"
+    table.add_column(kind, justify="right")
     tables: dict[str, list[Coefficient]] = {}
     for coefficient in found.coefficients:
         name, _, point = coefficient.key.partition("[")

@@ -21,7 +21,7 @@ from experiments.fanout import Progress, Task, Watch, fan_out, silent
 from tuner.core.errors import InputError
 from tuner.data.bundles import digest_of
 
-FORMAT = 1
+FORMAT = 2
 """Of the cells, and of what a run gives: raised when the same inputs come to give other numbers, so
 that cells of before are left alone."""
 

@@ -44,6 +44,7 @@ class SimulateRequest:
     drain_timeout_s: float | None = None
     crash_per_hour: float = 0.0
     tick_s: float = 15.0
+    overtime_s: float = RunConfig.overtime_s
     initial_replicas: int | None = None
     max_replicas: int | None = None
     fallback_target: float | None = None
@@ -97,10 +98,12 @@ def _config(request: SimulateRequest) -> RunConfig:
     fits = isinstance(count, int | float) and 1 <= count <= MOST_REPLICAS
     static = int(count or 0) if request.policy == "static" and fits else None
     initial = request.initial_replicas or static
-    most = request.max_replicas or max(RunConfig.max_replicas, initial or 1)
+    # A start beyond what can be is a mistake about the start, not about the most.
+    most = request.max_replicas or min(max(RunConfig.max_replicas, initial or 1), MOST_REPLICAS)
     return RunConfig(
         router=request.router,
         tick_s=request.tick_s,
+        overtime_s=request.overtime_s,
         jitter=request.jitter,
         startup=request.startup,
         drain_timeout_s=request.drain_timeout_s,
@@ -111,8 +114,30 @@ def _config(request: SimulateRequest) -> RunConfig:
     )
 
 
-def print_figures(result: RunResult, out: Path, console: Console) -> None:
-    """The run's figures as a table, and where its folder is."""
+def remarks(result: RunResult, overtime_s: float) -> list[str]:
+    """What to mind about the figures: requests that were cut off, latencies without the missing.
+
+    Args:
+        overtime_s: that the run was given.
+    """
+    figures = figures_of(result, RunConfig().slo)
+    found = []
+    if figures.unfinished:
+        found.append(
+            f"{figures.unfinished:,} of {figures.requests:,} requests had not ended "
+            f"{overtime_s:g} s after the last arrival, where the run stopped; "
+            "--overtime gives them longer"
+        )
+    if figures.completed < figures.requests:
+        found.append(
+            f"latencies are those of the {figures.completed:,} completed requests; "
+            f"the other {figures.requests - figures.completed:,} count as missed"
+        )
+    return found
+
+
+def print_figures(result: RunResult, out: Path, console: Console, *, overtime_s: float) -> None:
+    """The run's figures as a table, what to mind about them, and where its folder is."""
     figures = figures_of(result, RunConfig().slo)
     table = Table(title=f"{result.policy}, seed {result.seed}", title_justify="left")
     table.add_column("figure")
@@ -121,6 +146,8 @@ def print_figures(result: RunResult, out: Path, console: Console) -> None:
     for metric in METRICS:
         table.add_row(metric.label, _shown(getattr(figures, metric.name)), metric.unit)
     console.print(table)
+    for remark in remarks(result, overtime_s):
+        console.print(remark, highlight=False)
     console.print(f"written to {escape(str(out))}", soft_wrap=True)
 
 

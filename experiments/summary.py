@@ -39,9 +39,16 @@ class Figures:
     e2e_p50_s: float
     e2e_p99_s: float
     requests: int
-    """Requests of the trace; unfinished, rejected and failed ones count as missed."""
+    """Requests of the trace: completed, failed, rejected and unfinished ones. All but the completed
+    count as missed."""
     completed: int
     """Requests that gave their last token."""
+    failed: int
+    """Requests whose replica was killed under them."""
+    rejected: int
+    """Requests that can never fit into a replica."""
+    unfinished: int
+    """Requests that had not ended when the run did, overtime after the last arrival."""
     prompt_tokens: int
     """Of completed requests."""
     output_tokens: int
@@ -111,6 +118,17 @@ METRICS: tuple[Metric, ...] = (
     Metric("e2e_p99_s", "E2E p99", "s", "lower", "submit to last token, finished requests"),
     Metric("requests", "requests", "requests", "neither", "requests of the trace"),
     Metric("completed", "completed", "requests", "higher", "requests that gave their last token"),
+    Metric("failed", "failed", "requests", "lower", "requests whose replica was killed under them"),
+    Metric(
+        "rejected", "rejected", "requests", "lower", "requests that can never fit into a replica"
+    ),
+    Metric(
+        "unfinished",
+        "unfinished",
+        "requests",
+        "lower",
+        "requests that had not ended when the run did, overtime after the last arrival",
+    ),
     Metric("prompt_tokens", "prompt tokens", "tokens", "neither", "prompts of completed requests"),
     Metric("output_tokens", "output tokens", "tokens", "neither", "answers of completed requests"),
     Metric(
@@ -149,6 +167,9 @@ def figures_of(result: RunResult, slo: Slo) -> Figures:
         e2e_p99_s=e2e_p99_s,
         requests=len(requests),
         completed=int(finished.sum()),
+        failed=int(requests.failed.sum()),
+        rejected=int(requests.rejected.sum()),
+        unfinished=int((~(finished | requests.failed | requests.rejected)).sum()),
         prompt_tokens=int(requests.prompt_tokens[finished].sum(dtype=np.int64)),
         output_tokens=int(requests.output_tokens[finished].sum(dtype=np.int64)),
         preemptions=int(requests.preemptions.sum()),

@@ -7,7 +7,8 @@
 | telemetry alone | `telemetry.py` | by simulation: Optuna's search, then downhill |
 
 Each gives the profile's figures as `Coefficient`s and its errors by name; `result.calibrated` puts
-them into a profile. `replay.py` holds a profile against recorded requests.
+them into a profile. `cautions.py` says what a recording of telemetry cannot tell. `replay.py` holds
+a profile against recorded requests.
 """
 
 from envs.calibrate.closed_loop import PointFit, fit_points, law_of

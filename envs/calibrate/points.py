@@ -115,6 +115,8 @@ def read_points(path: Path, filters: Mapping[str, str | float | None]) -> list[P
         table = pq.read_table(path)
     except (OSError, pa.ArrowException) as error:
         raise InputError(f"{path} cannot be read as Parquet ({error}); expected points") from error
+    if not len(table):
+        raise InputError(f"{path} holds no rows; expected measured points")
     filters = {"mode": "agg", **filters}
     decode_only = filters["mode"] == "disagg"
     needed = [*(_FILTERS[name] for name in filters), *_FIGURES]
@@ -157,6 +159,8 @@ def _named(filters: Mapping[str, str | float | None]) -> str:
 
 def _hint(table: pa.Table, name: str) -> str:
     values = [str(v) for v in pc.unique(table[_FILTERS[name]]).to_pylist() if v is not None]
+    if not values:
+        return f"no row of it has a {name}"
     return f"{name} is one of {', '.join(sorted(values)[:12])}"
 
 

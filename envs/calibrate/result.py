@@ -13,7 +13,7 @@ DIGITS = 5
 
 @dataclass(frozen=True)
 class Coefficient:
-    """A fitted figure of a profile with its 95 % interval."""
+    """A fitted figure of a profile with its interval; what kind that is depends on the fit."""
 
     key: str
     """Its place in the profile, a table's point as `step_time.batch_table[64]`."""

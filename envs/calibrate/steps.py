@@ -8,7 +8,8 @@ Relative least squares: the sum of (predicted / measured - 1)^2 is least, so tha
 count as much as long ones; no coefficient is negative, and no table falls. Neighbours in a log are
 alike, so what is left out of a fit are whole runs, or blocks of consecutive iterations, and the
 intervals come from drawing whole blocks anew (block bootstrap: Carlstein, Annals of Statistics
-14(3), 1986; percentile bounds).
+14(3), 1986; percentile bounds). A draw that holds nothing of a figure, as none of the few blocks
+with small batches, does not count for it.
 """
 
 from __future__ import annotations
@@ -49,6 +50,8 @@ _BATCH_GROWTH = 1.2
 """Points of a batch table: every sequence count at first, then 20 % apart."""
 _WORTH = 0.98
 """A table is kept if the error on what was left out falls at least to this share."""
+_SINGULAR = 1e-12
+"""Of the largest eigenvalue: below it the iterations say nothing about a direction."""
 TERMS = ("batch-table", "prefill-table", "context")
 
 
@@ -282,6 +285,20 @@ class _Blockwise:
     def solve(self, chosen: Ints, near: Floats | None = None) -> Floats:
         return non_negative(self.gram[chosen].sum(axis=0), self.moment[chosen].sum(axis=0), near)
 
+    def tells(self, chosen: Ints, figures: Floats, scale: Floats) -> NDArray[np.bool_]:
+        """`(figures,)` whether these blocks determine them.
+
+        Args:
+            figures: `(figures, k)` weights of the coefficients in each.
+            scale: `(k,)` size of each coefficient's column.
+        """
+        gram = self.gram[chosen].sum(axis=0) / scale[:, None] / scale
+        strength, directions = np.linalg.eigh(gram)
+        unseen = directions[:, strength <= _SINGULAR * strength[-1]]
+        weights = figures / scale
+        lost = np.linalg.norm(weights @ unseen, axis=1)
+        return np.asarray(lost <= 1e-4 * np.linalg.norm(weights, axis=1))
+
     def errors(self, x: Floats) -> Floats:
         """Relative error of each step."""
         errors: Floats = self.scaled @ x - 1
@@ -305,13 +322,19 @@ def _intervals(
     watch: Callable[[str, float], None],
 ) -> tuple[Coefficient, ...]:
     rng = np.random.default_rng(seed)
+    # Every figure is a sum of coefficients.
+    figures = np.array([list(law.readable(one).values()) for one in np.eye(len(x))]).T
+    length = np.sqrt(np.diag(fit.gram[blocks].sum(axis=0)))
+    scale = np.where(length > 0, length, 1.0)
+    hopeless = ~fit.tells(blocks, figures, scale)
     drawn = []
     for number in range(RESAMPLES):
         watch("intervals", number / RESAMPLES)
-        again = fit.solve(rng.choice(blocks, size=len(blocks)), near=x)
-        drawn.append(list(law.readable(again).values()))
+        chosen = rng.choice(blocks, size=len(blocks))
+        again = np.array(list(law.readable(fit.solve(chosen, near=x)).values()))
+        drawn.append(np.where(fit.tells(chosen, figures, scale) | hopeless, again, np.nan))
     watch("intervals", 1.0)
-    low, high = np.quantile(np.array(drawn), (0.025, 0.975), axis=0)
+    low, high = np.nanquantile(np.array(drawn), (0.025, 0.975), axis=0)
     return tuple(
         Coefficient(key, value, float(low[i]), float(high[i]))
         for i, (key, value) in enumerate(law.readable(x).items())

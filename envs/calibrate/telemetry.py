@@ -13,14 +13,16 @@ Minimised is the sum of (log(simulated / measured) / sigma)^2 over blocks and fi
 counted by their root, plus the squares of a wide prior around the base profile. Optuna searches the
 whole range, Levenberg and Marquardt go down from its best trials.
 
-Intervals: the fit's sandwich variance with a block of time as the unit, so that what is alike
-within a block counts once (Liang and Zeger, Biometrika 73(1), 1986), plus a parametric bootstrap:
-another reconstruction is served by the fitted profile, taken for the recording, and fitted again.
+Intervals are the spread of the fit: its sandwich variance with a block of time as the unit, so that
+what is alike within a block counts once (Liang and Zeger, Biometrika 73(1), 1986), plus a
+parametric bootstrap: another reconstruction is served by the fitted profile, taken for the
+recording, and fitted again.
 How far that comes out from what it was made with, bias included, is what not knowing the single
 requests costs. Where the recording says nothing, the interval is the prior's. What the intervals do
 not hold: lengths that lie in their buckets unlike those rebuilt, and a fleet whose speed changes. A
 known fleet with lengths even from 1 to 75 had its constant within 6 %, and what a sequence costs,
-which trades against it, at 0.5 to 1 times the truth, outside of the interval in two runs of three.
+which trades against it, at 0.5 to 1 times the truth, outside of the interval in two runs of three:
+they are no 95 % intervals.
 """
 
 from __future__ import annotations

@@ -34,10 +34,11 @@ def cut(trace: Trace, start_s: float = 0.0, end_s: float = math.inf) -> Trace:
         ConfigError: there are none.
     """
     inside = (trace.arrival_s >= start_s) & (trace.arrival_s < end_s)
+    end = "s on" if math.isinf(end_s) else f"to {end_s:g} s"
     if not inside.any():
         raise ConfigError(
-            f"{trace.name} holds no request from {start_s:g} s until {end_s:g} s; its last one is "
-            f"at {trace.last_arrival_s:.0f} s"
+            f"{trace.name} holds no request from {start_s:g} {end}; its last one is at "
+            f"{trace.last_arrival_s:.0f} s"
         )
     piece = replace(trace, gaps=()).take(inside)
     spans = [(max(gap.start_s, start_s), min(gap.end_s, end_s)) for gap in trace.gaps]
@@ -45,7 +46,7 @@ def cut(trace: Trace, start_s: float = 0.0, end_s: float = math.inf) -> Trace:
         piece,
         arrival_s=piece.arrival_s - start_s,
         gaps=tuple(Gap(low - start_s, high - start_s) for low, high in spans if low < high),
-        header=_noted(trace, f"cut {start_s:g} to {end_s:g} s"),
+        header=_noted(trace, f"cut {start_s:g} {end}"),
     )
 
 

@@ -41,15 +41,16 @@ def generate(
     """A trace with the counts of every client in every window.
 
     Windows in which nothing, or nearly nothing, was counted are gaps of the trace and hold no
-    request. The same seed gives the same trace, and a shorter one is the beginning of a longer one.
+    request. The same seed gives the same trace, and as counted a shorter one is the beginning of a
+    longer one.
 
     Args:
         counts: what was counted.
         seed: of instants, lengths, and the rounding of scaled counts.
         lengths: of prompts and outputs; None: the kinds of traffic of `deepseek-r1-day`.
-        mean_qps: scales the counts so that the whole recording has this rate outside gaps; the
-            running total of a client is rounded, so none is lost, and its gaps keep their shape.
-            None: as counted.
+        mean_qps: scales the counts so that what is asked for of the recording has this rate outside
+            gaps; the running total of a client is rounded, so none is lost, and its gaps keep their
+            shape. None: as counted.
         hours: how much of the recording; None: all.
 
     Raises:
@@ -63,7 +64,7 @@ def generate(
     lengths = lengths or TrafficLengths()
     end_s = WINDOW_S * counts.windows if hours is None else hours * 3600.0
     missed = missed_windows(counts)
-    requests = _scaled(counts, missed, mean_qps, seed)
+    requests = _scaled(counts, missed, mean_qps, seed, end_s)
     inside = counts.window * WINDOW_S < end_s
     if requests[inside].sum() > MOST_REQUESTS:
         raise ConfigError(
@@ -79,7 +80,9 @@ def generate(
     arrival_s, prompts, outputs, clients = (
         np.concatenate(column) for column in zip(*parts, strict=True)
     )
-    totals = counts.totals()
+    masked = np.flatnonzero(missed)
+    masked = masked[masked * WINDOW_S < end_s]
+    unused = counts.totals()[masked].sum()
     return Trace(
         arrival_s=arrival_s,
         prompt_tokens=prompts,
@@ -92,7 +95,7 @@ def generate(
             "lengths": lengths.name,
             "seed": str(seed),
             "mean_qps": "as counted" if mean_qps is None else f"{mean_qps:g}",
-            "gaps": f"{missed.sum()} windows with {totals[missed].sum():,} counted requests",
+            "gaps": f"{len(masked)} windows with {unused:,} counted requests",
         },
         gaps=_gaps(missed, end_s),
     )
@@ -115,13 +118,22 @@ def _gaps(missed: NDArray[np.bool_], end_s: float) -> tuple[Gap, ...]:
 
 
 def _scaled(
-    counts: ClientCounts, missed: NDArray[np.bool_], mean_qps: float | None, seed: int
+    counts: ClientCounts,
+    missed: NDArray[np.bool_],
+    mean_qps: float | None,
+    seed: int,
+    end_s: float,
 ) -> NDArray[np.int64]:
     """`(rows,)` requests to draw: none in missed windows, the others scaled."""
     requests = np.where(missed[counts.window], 0, counts.requests)
     if mean_qps is None:
         return requests
-    factor = mean_qps * WINDOW_S * float((~missed).sum()) / float(requests.sum())
+    # The last window may be asked for in part.
+    inside = np.clip(end_s / WINDOW_S - np.arange(counts.windows), 0.0, 1.0)
+    counted = float(requests @ inside[counts.window])
+    if counted == 0:
+        return np.zeros(len(requests), np.int64)
+    factor = mean_qps * WINDOW_S * float(inside[~missed].sum()) / counted
     clients, place = np.unique(counts.client_id, return_inverse=True)
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(_ROUNDING,)))
     # Each client's running total begins at a fraction of its own: otherwise the small ones would

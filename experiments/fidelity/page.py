@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.fidelity.command import LABEL, Findings, Reference, tables, verdict
 from experiments.fidelity.runs import LATENCIES
-from experiments.report.document import MEASURED, Document, Plot, Section, Table, series
+from experiments.report.document import MEASURED, Document, Plot, Section, Table, log_axis, series
 
 QUANTILES = np.linspace(0.005, 0.995, 100)
 
@@ -96,6 +96,7 @@ def quantiles(reference: Reference) -> dict[str, Any]:
                 "marker": {"color": series(number), "size": 6},
             }
         )
+    axes = {axis: log_axis(v for one in data for v in one[axis]) for axis in ("x", "y")}
     ends = [min(min(one["x"]) for one in data), max(max(one["x"]) for one in data)]
     line = {"color": MEASURED, "width": 1, "dash": "dot"}
     data.append(
@@ -112,8 +113,8 @@ def quantiles(reference: Reference) -> dict[str, Any]:
         "data": data,
         "layout": {
             "height": 420,
-            "xaxis": {"title": {"text": "reference, s"}, "type": "log"},
-            "yaxis": {"title": {"text": "simulated, s"}, "type": "log"},
+            "xaxis": {"title": {"text": "reference, s"}, **axes["x"]},
+            "yaxis": {"title": {"text": "simulated, s"}, **axes["y"]},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "margin": {"l": 64, "r": 16, "t": 32, "b": 52},
         },
@@ -132,22 +133,21 @@ def by_load(findings: Findings) -> dict[str, Any]:
                 if (ratio.latency, ratio.statistic) == (name, statistic)
             ]
             bounds = [ratio.ci95 or (ratio.error, ratio.error) for ratio in ratios]
-            errors = [1 + ratio.error for ratio in ratios]
             data.append(
                 {
                     "type": "scatter",
                     "mode": "lines+markers",
                     "name": f"{LABEL[name]} {statistic}",
                     "x": [100 * band.load for band in findings.bands],
-                    "y": errors,
+                    "y": [1 + ratio.error for ratio in ratios],
                     "error_y": {
                         "type": "data",
                         "symmetric": False,
                         "array": [
-                            100 * high - e for (_, high), e in zip(bounds, errors, strict=True)
+                            high - r.error for (_, high), r in zip(bounds, ratios, strict=True)
                         ],
                         "arrayminus": [
-                            e - 1 - low for (low, _), e in zip(bounds, errors, strict=True)
+                            r.error - low for (low, _), r in zip(bounds, ratios, strict=True)
                         ],
                         "color": series(number),
                         "thickness": 1,
@@ -161,7 +161,10 @@ def by_load(findings: Findings) -> dict[str, Any]:
         "layout": {
             "height": 420,
             "xaxis": {"title": {"text": "load, % of capacity"}},
-            "yaxis": {"title": {"text": "slower / true, ratio"}, "type": "log"},
+            "yaxis": {
+                "title": {"text": "slower / true, ratio"},
+                **log_axis(value for one in data for value in one["y"]),
+            },
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "margin": {"l": 64, "r": 16, "t": 32, "b": 52},
         },

@@ -8,7 +8,7 @@ from typing import Any
 from experiments.grid.config import GridConfig
 from experiments.grid.findings import Findings, tables, verdict
 from experiments.grid.panel import RATIOS, performance_profile
-from experiments.report.document import Document, Plot, Section, Table, series
+from experiments.report.document import Document, Plot, Section, Table, log_axis, series
 from experiments.statistics import Interval
 
 WAYS = (
@@ -113,7 +113,10 @@ def profiles(findings: Findings) -> dict[str, Any]:
         "data": data,
         "layout": {
             "height": 440,
-            "xaxis": {"title": {"text": "cost / cheapest that reaches the goal"}, "type": "log"},
+            "xaxis": {
+                "title": {"text": "cost / cheapest that reaches the goal"},
+                **log_axis(RATIOS),
+            },
             "yaxis": {"title": {"text": "share of runs"}, "range": [0, 1.02]},
             "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
             "margin": {"l": 64, "r": 16, "t": 64, "b": 52},

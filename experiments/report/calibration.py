@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from envs.calibrate import Coefficient, PointFit, Replay, Simulated, StepFit, TelemetryFit
+from envs.calibrate.cautions import SPREAD, cautions
 from envs.calibrate.telemetry import KINDS
 from experiments.readable import percent
 from experiments.report.colours import OTHERS
-from experiments.report.document import Document, Plot, Section, Table, series
+from experiments.report.document import Document, Plot, Section, Table, log_axis, series
 from tuner.core.histograms import histogram_quantile
 from tuner.core.profile import ServingProfile
 
@@ -37,7 +38,7 @@ def calibration_document(
         profile: as it is written, origins and errors included.
         command: that makes the page again.
     """
-    tables = []
+    tables, notes, intervals = [], [], "Seconds, with 95 % intervals."
     if isinstance(fit, StepFit):
         plots = _step_plots(fit)
     elif isinstance(fit, PointFit):
@@ -45,6 +46,8 @@ def calibration_document(
     else:
         plots = _telemetry_plots(fit)
         tables = [Table(TELEMETRY_COLUMNS, telemetry_rows(fit), TELEMETRY_TITLE)]
+        notes = [f"{caution[0].upper()}{caution[1:]}." for caution in cautions(fit.recording)]
+        intervals = f"Seconds. Interval: {SPREAD}."
     if replay is not None:
         plots["requests"] = (
             "Requests",
@@ -64,7 +67,11 @@ def calibration_document(
         sections=[
             Section(
                 "How far off it is",
-                ["Relative errors against what was measured; left out: on what a fit did not see."],
+                [
+                    "Relative errors against what was measured; left out: on what a fit did not "
+                    "see.",
+                    *notes,
+                ],
                 [*tables, Table(("figure", "relative error"), errors)],
             ),
             *(
@@ -73,7 +80,7 @@ def calibration_document(
             ),
             Section(
                 "Fitted figures",
-                ["Seconds, with 95 % intervals."],
+                [intervals],
                 [
                     Table(
                         ("figure", "value", "interval"), [coefficient_row(c) for c in coefficients]
@@ -135,7 +142,7 @@ def _step_plots(fit: StepFit) -> dict[str, tuple[str, str, Figure]]:
         rows = [c for c in fit.coefficients if c.key.startswith(f"step_time.{key}[")]
         if rows:
             plots[key] = (
-                f"Seconds by {what}",
+                f"Milliseconds by {what}",
                 "The fitted table with its 95 % interval.",
                 _table_plot(rows, what),
             )
@@ -249,7 +256,7 @@ def _clients_plot(fit: PointFit, name: str, title: str) -> Figure:
             traces.append(_marks(label, x, _ms_of(unseen, name), place, open_mark))
     figure = _figure(traces, "clients", title)
     figure["layout"]["xaxis"]["type"] = "log"
-    figure["layout"]["yaxis"]["type"] = "log"
+    figure["layout"]["yaxis"] |= log_axis(value for trace in traces for value in trace["y"])
     ticks = sorted({result.point.clients for result in fit.results})
     figure["layout"]["xaxis"] |= {"tickvals": ticks, "ticktext": [str(tick) for tick in ticks]}
     return figure
@@ -264,7 +271,9 @@ def _quantiles(replay: Replay) -> Figure:
         traces.append(_marks(name.upper(), _short(x), _short(y), place, {"size": 5}))
         every.append(x)
     figure = _figure([*traces, _diagonal(np.concatenate(every))], "measured, ms", "simulated, ms")
-    figure["layout"]["xaxis"]["type"] = figure["layout"]["yaxis"]["type"] = "log"
+    for axis in ("x", "y"):
+        drawn = log_axis(value for trace in traces for value in trace[axis])
+        figure["layout"][f"{axis}axis"] |= drawn
     return figure
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from experiments.report.colours import OTHERS
 from experiments.report.template import render_template
@@ -17,6 +19,29 @@ MEASURED, SIMULATED = "--ink", "--series-0"
 def series(number: int) -> str:
     """Name of the CSS variable with the colour of the n-th series."""
     return f"--series-{number % len(OTHERS)}"
+
+
+def log_axis(values: Iterable[float]) -> dict[str, Any]:
+    """A plotly axis whose labels are whole numbers: plotly writes 2 3 4 ... 9 between decades.
+
+    Over two decades and more, powers of ten; else 1, 2 and 5 of each; where fewer than three of
+    them fall inside, plotly's own.
+
+    Args:
+        values: that are drawn; those that are not above 0 are left out.
+    """
+    drawn = [value for value in values if 0 < value < math.inf]
+    if not drawn:
+        return {"type": "log"}
+    low, high = math.log10(min(drawn)), math.log10(max(drawn))
+    if high - low >= 2:
+        return {"type": "log", "dtick": 1}
+    decades = range(math.floor(low), math.ceil(high) + 1)
+    steps = [step * 10.0**decade for decade in decades for step in (1, 2, 5)]
+    inside = [step for step in steps if min(drawn) / 1.1 <= step <= max(drawn) * 1.1]
+    if len(inside) < 3:
+        return {"type": "log"}
+    return {"type": "log", "tickvals": inside, "ticktext": [f"{step:,g}" for step in inside]}
 
 
 @dataclass(frozen=True)

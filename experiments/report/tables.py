@@ -79,7 +79,8 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "Service and cost": ("slo_attainment", "gpu_hours", "replica_hours", "goodput_qps"),
     "Latency": ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
     "What happened": (
-        *("requests", "completed", "prompt_tokens", "output_tokens"),
+        *("requests", "completed", "failed", "rejected", "unfinished"),
+        *("prompt_tokens", "output_tokens"),
         *("preemptions", "actions", "clamps", "trips"),
     ),
 }

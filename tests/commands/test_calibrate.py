@@ -67,6 +67,9 @@ def test_writes_a_profile_that_holds_its_figures_intervals_errors_and_origins(
     assert low < 5e-5 < high
     assert profile.error["step_mean_left_out"] == pytest.approx(0.008, rel=0.15)
     assert "1,800 iterations of steps.parquet" in profile.origin["step_time"]
+    told = profile.origin["step_time.batch_table"]
+    assert told.startswith("Measured at 1 to 29 sequences. From there to batch_size_max 128 it is")
+    assert "extrapolated" in told
     # What was not fitted is the base's, its origin with it.
     base = load_profile("reference-affine")
     assert profile.kv == base.kv
@@ -98,6 +101,7 @@ def test_writes_a_page_that_fetches_nothing(steps: Path, points: Path, tmp_path:
         assert not re.search(r"(src|href)=|https?://", own)
         data = plots_of(html)
         assert plots[name] <= set(data)
+        assert ("Milliseconds by sequences" in own) == (name == "steps")
         for plot in data:
             assert f'id="plot-{plot}"' in own
             assert all(trace["x"] for trace in data[plot]["data"])
@@ -109,7 +113,8 @@ def test_telemetry_alone_gives_a_profile_and_a_page(tmp_path: Path) -> None:
     profile = replace(worlds.PROFILE, startup=None)
     write_profile(profile, tmp_path / "ours.yaml")
     recording, out, page = (tmp_path / name for name in ("r.parquet", "fitted.yaml", "page.html"))
-    write_telemetry(recorded(worlds.trace(200.0, qps=1.4), profile), recording)
+    steady = replace(worlds.trace(200.0, qps=1.4), arrival_s=np.arange(280) / 1.4)
+    write_telemetry(recorded(steady, profile, until_s=200.0), recording)
     given = ("--telemetry", recording, "--terms", "prefill", "--trials", 10)
     result = call(tmp_path / "ours.yaml", *given, "--out", out, "--page", page)
     assert result.exit_code == 0, result.output
@@ -120,6 +125,10 @@ def test_telemetry_alone_gives_a_profile_and_a_page(tmp_path: Path) -> None:
     assert "requests of r1 (vllm), 2027-01-15" in fitted.origin["step_time"]
     assert "tpot_p50_left_out" in fitted.error
     html = page.read_text()
+    for told in (" ".join(result.output.split()), fitted.origin["step_time"], html):
+        assert "one rate only" in told
+        assert "not a 95 % interval" in told
+    assert "95 % intervals." not in html
     assert all(f'id="plot-{kind}"' in html for kind in ("ttft_s", "tpot_s", "e2e_s"))
 
 
@@ -147,6 +156,7 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
         (["--steps", "STEPS", "--scheduler", "fifo"], "scheduler is 'fifo'"),
         (["--points", "POINTS"], "--points needs --system"),
         (["--points", "POINTS", "--system", "b200_sxm"], "has no point of mode agg, system b200"),
+        (["--points", "EMPTY", "--system", "h200_sxm"], "empty.parquet holds no rows; expected"),
         (["--points", "POINTS", "--system", "h200_sxm", "--hold-out", "x"], "--hold-out x: exp"),
         (["--points", "POINTS", "--system", "h200_sxm", "--hold-out", "9"], "leaves 2 of 2 points"),
     ],
@@ -154,7 +164,10 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
 def test_a_mistake_is_one_sentence_and_nothing_is_written(
     arguments: list[str], message: str, steps: Path, points: Path, tmp_path: Path
 ) -> None:
-    given = [{"STEPS": str(steps), "POINTS": str(points)}.get(a, a) for a in arguments]
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(points).slice(0, 0), empty)
+    files = {"STEPS": steps, "POINTS": points, "EMPTY": empty}
+    given = [str(files.get(a, a)) for a in arguments]
     out = tmp_path / "out.yaml"
     result = call("reference-affine", *given, "--out", out)
     assert result.exit_code != 0

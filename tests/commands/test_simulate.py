@@ -46,13 +46,32 @@ def test_a_named_start_and_failures_are_simulated_and_written_down(trace, tmp_pa
     assert json.loads(result.stdout)["slo_attainment"] < 0.9
 
 
+def test_requests_that_overtime_cuts_off_are_told(tmp_path) -> None:
+    path = tmp_path / "much.parquet"
+    write_trace(worlds.trace(300.0, qps=60.0), path)
+    short = call(path, tmp_path / "short", "--overtime", "15", "--json")
+    assert short.exit_code == 0, short.output
+    told = json.loads(short.stdout)
+    assert told["unfinished"] > 0
+    assert told["completed"] + told["unfinished"] == told["requests"]
+    words = " ".join(call(path, tmp_path / "table", "--overtime", "15").stdout.split())
+    cut = f"{told['unfinished']:,} of {told['requests']:,} requests had not ended 15 s after"
+    assert cut in words
+    assert cut in " ".join(short.stderr.split())
+    assert f"latencies are those of the {told['completed']:,} completed requests" in words
+    whole = call(path, tmp_path / "whole")
+    assert json.loads((tmp_path / "whole" / "summary.json").read_text())["unfinished"] == 0
+    assert "latencies are those" not in whole.output
+
+
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
         (("--crashes", "1e9"), "failures.crash_per_hour is 1000000000.0; expected 0 to 3600"),
+        (("--initial-replicas", "99999999999"), "initial_replicas is 99999999999; expected 1 to"),
         (("--drain-timeout", "1e12"), "drain_timeout_s is 1000000000000.0; expected 0 to"),
     ],
-    ids=["crashes", "drain time-out"],
+    ids=["crashes", "start", "drain time-out"],
 )
 def test_a_value_beyond_reason_is_refused_before_anything_is_written(
     trace, tmp_path, option, sentence
@@ -60,4 +79,5 @@ def test_a_value_beyond_reason_is_refused_before_anything_is_written(
     result = call(trace, tmp_path / "out", *option)
     assert result.exit_code != 0
     assert sentence in str(result.exception)
+    assert ";" not in str(result.exception).replace(sentence, "")
     assert not (tmp_path / "out").exists()

@@ -256,6 +256,15 @@ def test_describe_tells_scripts_in_json(tmp_path: Path) -> None:
     assert told["prompt"]["quantiles"]["p50"] == 7
 
 
+def test_a_cut_to_the_end_names_no_end(tmp_path: Path) -> None:
+    day, out = tmp_path / "day.parquet", tmp_path / "out.parquet"
+    call("generate", "--hours", "2", "--qps", "2", "--seed", 1, "--out", day)
+    refused = call("edit", day, "--from", "3h", "--out", out)
+    assert "holds no request from 10800 s on; its last one is at" in str(refused.exception)
+    assert call("edit", day, "--from", "1h", "--out", out).exit_code == 0
+    assert read_trace(out).header["edits"] == "cut 3600 s on"
+
+
 @pytest.mark.parametrize(
     "command", ["import", "describe", "generate", "from-counts", "from-telemetry", "edit"]
 )

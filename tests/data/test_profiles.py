@@ -50,6 +50,20 @@ def test_built_in_profiles_hold_and_say_where_their_figures_come_from(name: str)
     assert profile.origin
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "lines"),
+    [
+        ("blocks: 1000", "blocks: 1000.5", 1),
+        ("chunk_tokens: 512", "chunk_tokens: many", 1),
+        ("blocks: 1000, watermark: 0.01", "blocks: 1000.5, watermark: 2", 2),
+    ],
+)
+def test_nothing_is_said_of_a_stand_in(old: str, new: str, lines: int) -> None:
+    told = mistakes(GOOD.replace(old, new))
+    assert len(told.splitlines()) == lines, told
+    assert "is above" not in told
+
+
 def test_the_default_profile_is_built_in_with_its_error() -> None:
     profile = load_profile("deepseek-r1-8xh200-sglang")
     assert {"tpot_mean", "tpot_worst", "ttft_mean", "ttft_worst"} <= profile.error.keys()

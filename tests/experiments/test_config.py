@@ -121,6 +121,13 @@ def test_a_value_out_of_its_range_gets_a_sentence(written, text, sentence):
     assert sentence in str(caught.value)
 
 
+def test_a_short_window_is_one_mistake_and_not_two(written):
+    with pytest.raises(ConfigError) as caught:
+        load_compare_config(written("run: {scrape: {window_s: 10}}"))
+    assert "window_s is 10.0" in str(caught.value)
+    assert "lag_s" not in str(caught.value)
+
+
 def test_a_missing_file_is_a_sentence(tmp_path):
     with pytest.raises(ConfigError, match="does not exist; expected a configuration in YAML"):
         load_compare_config(tmp_path / "absent.yaml")

@@ -13,8 +13,11 @@ import pytest
 
 from experiments.bench.load import poisson_load
 from experiments.fidelity.__main__ import main
+from experiments.fidelity.bands import Band
+from experiments.fidelity.command import Findings
 from experiments.fidelity.decisions import perturbed, regret, tau
-from experiments.fidelity.distribution import distance
+from experiments.fidelity.distribution import Distance, Ratio, distance
+from experiments.fidelity.page import by_load
 from experiments.fidelity.runs import Latencies, at_rate, capacity_qps, simulate
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
@@ -142,6 +145,18 @@ def test_the_command_finds_what_was_put_in(
     assert not re.search(r"(src|href)=", page.read_text().partition("<script type")[0])
     assert main(words) == 0
     assert "Kendall's tau" in capsys.readouterr().out
+
+
+def test_a_bar_ends_where_its_interval_does() -> None:
+    ratio = Ratio("ttft_s", "mean", 1.0, 1.5, 0.5, (0.4, 0.75))
+    alone = Ratio("ttft_s", "p99", 1.0, 1.5, 0.5, None)
+    band = Band(0.65, 3.0, Distance((ratio, alone), {}, {}))
+    findings = Findings(None, (0.05, 0.05), (), 1.0, 1, (band,), None, None)  # type: ignore[arg-type]
+    mean, p99 = (one for one in by_load(findings)["data"] if one["y"])
+    bar = mean["error_y"]
+    assert mean["y"][0] - bar["arrayminus"][0] == pytest.approx(1.4)
+    assert mean["y"][0] + bar["array"][0] == pytest.approx(1.75)
+    assert p99["error_y"]["array"] == p99["error_y"]["arrayminus"] == [0]
 
 
 @pytest.mark.parametrize(

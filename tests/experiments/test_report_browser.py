@@ -13,7 +13,15 @@ from envs.workloads import WORKLOADS
 from experiments.compare_command import CompareRequest, compare_to_folder
 from experiments.executors import Executor
 from experiments.report.colours import FIXED
-from experiments.report.document import Document, Plot, Section, series, write_document
+from experiments.report.document import (
+    Document,
+    Plot,
+    Section,
+    Table,
+    log_axis,
+    series,
+    write_document,
+)
 from policies import POLICIES
 from tests.browser import Browser
 from tuner.data import write_trace
@@ -151,6 +159,45 @@ def test_other_pages_are_drawn_too(browser, tmp_path):
     browser.open(tmp_path / "page.html")
     assert browser.complaints() == []
     assert browser.value("document.querySelectorAll('#plot-any .js-line').length") == 1
+
+
+def test_a_wide_table_can_be_scrolled_on_a_phone_and_shows_it(browser, tmp_path):
+    columns = ("figure", *(f"a column {number}" for number in range(6)))
+    row = ("step_time.per_prefill_token_s.and.more", *["+15.7 % [+3.2 %, +30.0 %]"] * 6)
+    page = Document(
+        "A page", "Of a table.", "tuner", "t", [Section("One", tables=[Table(columns, [row])])]
+    )
+    write_document(page, tmp_path / "page.html")
+    browser.open(tmp_path / "page.html", width=390)
+    assert browser.value("document.documentElement.scrollWidth") == 390
+    place = "document.querySelector('.scroll')"
+    assert browser.value(f"{place}.tabIndex") == 0
+    assert "gradient" in browser.value(f"getComputedStyle({place}).backgroundImage")
+    # What stays in place leaves room for what is scrolled.
+    assert browser.value(f"{place}.querySelector('tbody th').offsetWidth") < 390 * 0.45
+    right = f"{place}.querySelector('td:last-child').getBoundingClientRect().right"
+    assert browser.value(f"{place}.scrollLeft = 1e6, {right}") <= 390
+
+
+@pytest.mark.parametrize(
+    ("drawn", "labels"),
+    [
+        ([15.0, 1100.0], ["20", "50", "100", "200", "500", "1,000"]),
+        ([0.03, 4000.0], ["0.1", "1", "10", "100", "1000", "10k"]),
+    ],
+    ids=["short", "long"],
+)
+def test_a_logarithmic_axis_is_labelled_with_whole_values(browser, tmp_path, drawn, labels):
+    line = {"type": "scatter", "mode": "markers", "x": [1, 2], "y": drawn}
+    layout = {"height": 320, "yaxis": {"title": {"text": "ms"}, **log_axis(drawn)}}
+    plots = [Plot("any", {"data": [line], "layout": layout})]
+    write_document(Document("P", "p", "t", "t", [Section("One", plots=plots)]), tmp_path / "p.html")
+    browser.open(tmp_path / "p.html")
+    ticks = (
+        "[...document.querySelectorAll('#plot-any .ytick text')].map((tick) => tick.textContent)"
+    )
+    found = browser.value(ticks)
+    assert [tick for tick in found if tick.strip()] == labels
 
 
 def test_it_prints_light_and_with_its_plots(browser, report):

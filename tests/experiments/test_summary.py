@@ -67,6 +67,17 @@ def test_the_figures_of_four_requests_by_hand():
     assert (figures.actions, figures.clamps, figures.trips) == (2, 1, 0)
 
 
+def test_where_every_request_went():
+    run = run_of([*ROWS, (5, NAN, NAN, NAN, 0), (5, NAN, NAN, NAN, 0)])
+    run.requests.failed[4] = True
+    run.requests.rejected[5] = True
+    figures = figures_of(run, Slo())
+    assert (figures.failed, figures.rejected, figures.unfinished) == (1, 1, 1)
+    parts = figures.completed + figures.failed + figures.rejected + figures.unfinished
+    assert parts == figures.requests == 6
+    assert simulation_summary(run, Slo())["unfinished"] == 1
+
+
 def test_percentiles_of_nothing_are_not_zero():
     figures = figures_of(run_of([(5, NAN, NAN, NAN, 0)]), Slo())
     assert figures.slo_attainment == 0.0

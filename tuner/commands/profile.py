@@ -81,7 +81,7 @@ def show(profile: ProfileArgument, as_json: JsonOption = False) -> None:
         console.print(_grid({key: f"{value:.1%}" for key, value in loaded.error.items()}))
     single = {key: bounds for key, bounds in loaded.interval.items() if "[" not in key}
     if single:
-        console.print("\n[bold]95 % intervals[/] of fitted figures, seconds")
+        console.print("\n[bold]intervals[/] of fitted figures, seconds; see origin for their kind")
         console.print(
             _grid({key: f"{low:.3g} to {high:.3g}" for key, (low, high) in single.items()})
         )
@@ -209,8 +209,13 @@ def _speeds(profile: ServingProfile) -> Table:
     batches = sorted({min(2**power, most) for power in range(12)} | {most})
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("sequences")
+    points = profile.step_time.batch_table
+    last = points[-1][0] if points else most
     for batch in batches:
-        table.add_column(f"{batch}", justify="right")
+        table.add_column(f"{batch}{'*' if batch > last else ''}", justify="right")
+    if last < most:
+        table.caption = f"* extrapolated: the batch table ends at {last} sequences"
+        table.caption_justify = "left"
     table.add_row("ms per iteration", *(f"{seconds[batch] * 1e3:.1f}" for batch in batches))
     table.add_row("output tokens/s", *(f"{batch / seconds[batch]:,.0f}" for batch in batches))
     return table

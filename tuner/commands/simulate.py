@@ -60,6 +60,14 @@ def command(
         float, typer.Option(help="Crashes per hour of a serving replica.", min=0)
     ] = 0.0,
     tick: Annotated[float, typer.Option(help="Seconds between decisions.")] = 15.0,
+    overtime: Annotated[
+        float,
+        typer.Option(
+            help="Seconds after the last arrival in which requests may still end; "
+            "then they are unfinished.",
+            min=0,
+        ),
+    ] = 3600.0,
     initial_replicas: Annotated[
         int | None,
         typer.Option(help="Replicas ready at the start. (default: static's count, else 4)", min=1),
@@ -95,7 +103,7 @@ def command(
       --crashes 0.01 --out runs/rough
     """
     from experiments.options import parse_options
-    from experiments.simulate import SimulateRequest, print_figures, simulate
+    from experiments.simulate import SimulateRequest, print_figures, remarks, simulate
     from experiments.summary import simulation_summary
     from tuner.core.slo import Slo
 
@@ -112,13 +120,17 @@ def command(
         drain_timeout_s=drain_timeout,
         crash_per_hour=crashes,
         tick_s=tick,
+        overtime_s=overtime,
         initial_replicas=initial_replicas,
         max_replicas=max_replicas,
         fallback_target=fallback_target,
         gaps=gaps.value,
     )
-    result = simulate(request, console=Console(stderr=True))
+    told = Console(stderr=True)
+    result = simulate(request, console=told)
     if as_json:
+        for remark in remarks(result, overtime):
+            told.print(remark, highlight=False)
         typer.echo(json.dumps(simulation_summary(result, Slo())))
     else:
-        print_figures(result, out, Console())
+        print_figures(result, out, Console(), overtime_s=overtime)

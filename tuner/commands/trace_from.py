@@ -29,7 +29,10 @@ def from_counts(
         bool, typer.Option("--same-clients", help="The lengths are of the very clients counted.")
     ] = False,
     qps: Annotated[
-        float | None, typer.Option(help="Requests/s in the mean outside gaps; else as counted.")
+        float | None,
+        typer.Option(
+            help="Requests/s in the mean of what is written, outside gaps; else as counted."
+        ),
     ] = None,
     hours: Annotated[float | None, typer.Option(help="How much of it; else all.")] = None,
     seed: SeedOption = 1,

@@ -179,9 +179,19 @@ def _blamed(kind: type[Any], detail: ErrorDetails) -> str:
 
 
 def _touches(sentence: str, lost: Iterable[str]) -> bool:
-    """Whether a sentence begins with a lost key path, or one above or below it."""
-    path = sentence.split(" ", 1)[0].rstrip(":")
-    return any(_above(path, other) or _above(other, path) for other in lost)
+    """Whether a sentence begins with a lost key path, or one above or below it, or names one later
+    on: what it says of that is said of a stand-in."""
+    path, *words = (word.strip("(),:;") for word in sentence.split())
+    return any(
+        _above(path, other) or _above(other, path) or other in words or _name(other) in words
+        for other in lost
+    )
+
+
+def _name(path: str) -> str | None:
+    """The last part of a key path, where it cannot be mistaken for a word."""
+    last = path.rpartition(".")[2]
+    return last if "_" in last else None
 
 
 def _above(path: str, other: str) -> bool:

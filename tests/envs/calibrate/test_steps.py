@@ -85,6 +85,19 @@ def test_no_coefficient_is_negative_and_no_table_falls() -> None:
     assert min(c.low for c in fit.coefficients) >= 0
 
 
+def test_a_draw_without_small_batches_says_nothing_about_them() -> None:
+    """One block of 60 holds all the small batches: a third of the draws are without it."""
+    log = made_log()
+    small = np.arange(len(log)) < 100
+    batch = np.where(small, np.arange(len(log)) % 2 + 1.0, np.maximum(log.batch, 2.0))
+    seconds = log.step_s + PER_SEQUENCE_S * (batch - log.batch)
+    fit = fit_steps(replace(log, batch=batch, step_s=seconds), PROFILE, terms=("batch-table",))
+    first = next(c for c in fit.coefficients if c.key == "step_time.batch_table[1]")
+    assert first.value == pytest.approx(BASE_S + PER_SEQUENCE_S, rel=0.05)
+    assert first.low > 0.9 * first.value
+    assert first.high < 1.1 * first.value
+
+
 def test_runs_that_are_held_out_take_no_part() -> None:
     log = made_log(runs=3)
     spoiled = replace(log, step_s=np.where(log.run == 2, 3 * log.step_s, log.step_s))

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.calibrate.cautions import cautions
 from envs.calibrate.telemetry import (
     TelemetryFit,
     _mean_inside,
@@ -71,6 +72,19 @@ def test_what_the_recording_cannot_tell_has_the_width_of_the_prior():
     found = fit_telemetry(ready_for_fit(alone, "t"), BASE, terms=("sequences", "kv"), trials=15)
     width = {c.key: c.high / c.low for c in found.coefficients}
     assert width["step_time.per_kv_token_s"] > 20
+
+
+def test_one_rate_and_quantiles_below_the_first_bound_are_told():
+    rng = np.random.default_rng(5)
+    steady = replace(load(), arrival_s=np.cumsum(rng.exponential(1 / 8.0, len(load()))))
+    assert cautions(ready_for_fit(recorded(load(), TRUTH), "swings")) == []
+    (one,) = cautions(ready_for_fit(recorded(steady, TRUTH), "steady"))
+    assert one.startswith("the recording holds one rate only")
+    fast = replace(TRUTH, step_time=StepTime(base_s=0.004, per_prefill_token_s=1e-6))
+    told = cautions(ready_for_fit(recorded(load(), fast), "fast"))
+    assert "TPOT p50, p95, p99: in the first bucket of" in told[0]
+    assert "(0 to 10 ms), so interpolated" in told[0]
+    assert not any(sentence.startswith("TTFT") for sentence in told)
 
 
 def test_the_same_seed_gives_the_same_bits(fit):

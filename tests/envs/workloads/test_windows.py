@@ -96,8 +96,8 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others():
 def test_fewer_hours_are_the_beginning_of_more():
     counts = counts_of(pool())
     whole, part = (
-        generate(counts, seed=5, mean_qps=2),
-        generate(counts, seed=5, mean_qps=2, hours=3.1),
+        generate(counts, seed=5),
+        generate(counts, seed=5, hours=3.1),
     )
     kept = whole.arrival_s < 3.1 * 3600
     assert len(part) == kept.sum()
@@ -113,6 +113,20 @@ def test_scaled_counts_lose_nobody(mean_qps):
     found = by_window_and_client(trace, table.shape)
     assert np.abs(found.sum(axis=0) - factor * table.sum(axis=0)).max() <= 1
     assert np.abs(np.cumsum(found, axis=0) - factor * np.cumsum(table, axis=0)).max() <= 1
+
+
+@pytest.mark.parametrize("hours", [2.0, 3.1, 20.0], ids=str)
+def test_the_part_that_is_written_has_the_rate_that_was_asked_for(hours):
+    """A load that doubles half-way, and a gap in the first part, another in the second."""
+    table = pool()
+    table[30:] *= 2
+    table[[4, 50]] = 0
+    table[5] = [0, 2, 0, 0, 5]
+    trace = generate(counts_of(table), seed=3, mean_qps=4.0, hours=hours)
+    seconds = min(hours, 10.0) * 3600 - sum(gap.length_s for gap in trace.gaps)
+    assert len(trace) / seconds == pytest.approx(4.0, rel=0.01)
+    windows = 2 if hours < 8 else 3
+    assert trace.header["gaps"] == f"{windows} windows with 7 counted requests"
 
 
 def test_windows_without_rows_or_nearly_so_are_gaps_and_not_zero_load():
