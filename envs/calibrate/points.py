@@ -171,9 +171,9 @@ def _equal(
 ) -> NDArray[np.bool_]:
     """`(rows,)`; None equals an empty cell."""
     if value is None:
-        return pc.is_null(table[column]).to_numpy()
+        return np.asarray(pc.is_null(table[column]))
     try:
-        return pc.fill_null(pc.equal(table[column], value), False).to_numpy()
+        return np.asarray(pc.fill_null(pc.equal(table[column], value), False))
     except pa.ArrowException as error:
         kind = "text" if isinstance(value, str) else "numbers"
         raise InputError(
@@ -187,7 +187,7 @@ def _marked(path: Path, table: pa.Table, flag: str) -> NDArray[np.bool_]:
         raise InputError(
             f"{path}: column {flag!r} holds {table[flag].type}; expected true and false"
         )
-    return pc.fill_null(table[flag].cast(pa.bool_()), False).to_numpy()
+    return np.asarray(pc.fill_null(table[flag].cast(pa.bool_()), False))
 
 
 def _numbers(

@@ -133,7 +133,7 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
 STEPLESS = """\
 schema: tuner.profile/1
 name: ours
-scheduler: vllm-v1
+scheduler: vidur-sarathi
 gpus_per_replica: 8
 kv: {block_tokens: 16, blocks: 30000}
 limits: {batch_size_max: 64, chunk_tokens: 2048}

@@ -12,7 +12,7 @@ from tuner.data.files import refuse_unwritable, write_together
 
 def test_none_is_written_where_one_cannot_be(tmp_path: Path) -> None:
     (tmp_path / "a.html").write_text("old")
-    with pytest.raises(InputError, match="folder .*no does not exist"):
+    with pytest.raises(InputError, match=r"folder .*no does not exist"):
         write_together({tmp_path / "a.html": "new", tmp_path / "no" / "b.yaml": "new"})
     assert (tmp_path / "a.html").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["a.html"]
@@ -21,7 +21,7 @@ def test_none_is_written_where_one_cannot_be(tmp_path: Path) -> None:
 def test_one_file_for_two_options_is_refused(tmp_path: Path) -> None:
     other = tmp_path / "sub" / ".." / "one"
     (tmp_path / "sub").mkdir()
-    with pytest.raises(InputError, match="--out and --page are both .*one; name two files"):
+    with pytest.raises(InputError, match=r"--out and --page are both .*one; name two files"):
         refuse_unwritable({"--out": tmp_path / "one", "--page": other})
 
 
