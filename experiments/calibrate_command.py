@@ -37,6 +37,7 @@ from envs.calibrate.closed_loop import DEFAULT_TERMS, BatchLaw
 from envs.calibrate.telemetry import DEFAULT_TERMS as TELEMETRY_TERMS
 from envs.calibrate.telemetry import RANGE
 from envs.simulator.schedulers import check_scheduler
+from experiments.config import MOST_REPLICAS
 from experiments.fanout import Watch
 from experiments.progress import run_progress
 from experiments.report import require_report_extra
@@ -46,11 +47,15 @@ from experiments.report.calibration import (
     coefficient_row,
     telemetry_rows,
 )
-from experiments.report.document import write_document
+from experiments.report.document import render_document
 from tuner.core.errors import InputError
-from tuner.core.profile import ServingProfile
-from tuner.data.profiles import load_profile, write_profile
+from tuner.core.profile import ServingProfile, StepTime
+from tuner.data.files import refuse_unwritable, write_together
+from tuner.data.profiles import load_profile, profile_yaml
 from tuner.data.telemetry import read_telemetry
+
+_TO_BE_FITTED = StepTime(base_s=1.0)
+"""Stands in where the base has no step time; every figure of it is fitted."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +108,16 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
             "expected measurements: --steps FILE, --points FILE or --telemetry FILE"
             + (", and only one of them" if given else "")
         )
+    if not 1 <= request.replicas <= MOST_REPLICAS:
+        raise InputError(
+            f"--replicas is {request.replicas}; expected 1 to {MOST_REPLICAS:,} replicas"
+        )
+    refuse_unwritable({"--out": request.out, "--page": request.page})
     if request.page is not None:
         require_report_extra()
-    base = load_profile(request.base)
+    # Telemetry alone does not tell the terms apart: its fit starts from those of the base.
+    unfitted = None if request.telemetry is not None else _TO_BE_FITTED
+    base = load_profile(request.base, step_time=unfitted)
     base = replace(
         base,
         name=request.name or (request.out.stem if request.out else base.name),
@@ -120,15 +132,18 @@ def calibrate(request: CalibrateRequest, *, console: Console) -> Calibrated:
         else:
             assert request.telemetry is not None
             found = _from_telemetry(request, request.telemetry, base, watch)
+    if isinstance(found.fit, PointFit) and not found.fit.left_out:
+        console.print(f"[yellow]warning:[/] {_unjudged(found.fit)}", soft_wrap=True)
+    texts: dict[Path, str] = {}
+    if request.out is not None:
+        texts[request.out] = profile_yaml(found.profile)
     if request.page is not None:
-        write_document(
+        texts[request.page] = render_document(
             calibration_document(
                 found.profile, found.fit, found.coefficients, found.replay, _command()
-            ),
-            request.page,
+            )
         )
-    if request.out is not None:
-        write_profile(found.profile, request.out)
+    write_together(texts)
     return found
 
 
@@ -189,6 +204,15 @@ def _batch_origin(fit: StepFit, profile: ServingProfile) -> str:
     )
 
 
+def _unjudged(fit: PointFit) -> str:
+    count = len(fit.results)
+    points = "1 point" if count == 1 else f"{count} points of one shape and number of clients"
+    return (
+        f"{points}: none can be left out, so the errors are those of the fit itself and say "
+        "nothing about other loads; add points of other numbers of clients and lengths"
+    )
+
+
 def _from_points(
     request: CalibrateRequest, path: Path, base: ServingProfile, watch: Watch
 ) -> Calibrated:
@@ -232,6 +256,8 @@ def _from_points(
         "error": (
             "Mean and worst relative error over the points; left out: predicted by fits that saw "
             "no point of that number of clients, or of that shape."
+            if fit.left_out
+            else f"Mean and worst relative error over the points. {_unjudged(fit)}."
         ),
     }
     return Calibrated(
@@ -365,6 +391,7 @@ def calibration_json(found: Calibrated) -> str:
             }
             for r in found.fit.results
         ]
+        told["left_out"] = list(found.fit.left_out)
     elif isinstance(found.fit, StepFit):
         told["tried"] = dict(found.fit.tried)
     else:

@@ -29,6 +29,7 @@ from envs.calibrate import (
     replay,
 )
 from envs.calibrate.closed_loop import DEFAULT_TERMS, BatchLaw
+from experiments.interrupts import ends_on_interrupt
 from experiments.progress import run_progress
 from tuner.core.errors import InputError
 from tuner.core.profile import EngineLimits, KvCache
@@ -183,6 +184,7 @@ def prove_steps(data: Path, console: Console) -> bool:
     return met
 
 
+@ends_on_interrupt
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command; 0, 1 where a bar is missed, 2 where the data is not there."""
     parser = argparse.ArgumentParser(

@@ -18,7 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
+from envs.calibrate.columns import Cell, as_numbers
 from envs.simulator import Fleet, FleetSettings
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
@@ -43,7 +45,16 @@ _FILTERS = {
     "ep": "moe_ep_size",
 }
 """Our name of a filter -> column."""
-_FIGURES = ("isl", "osl", "concurrency", "ttft_ms", "tpot_ms")
+_CELLS = {
+    "isl": Cell("tokens", 1, 1_000_000, whole=True),
+    "osl": Cell("tokens", 1, 1_000_000, whole=True),
+    "concurrency": Cell("clients", 1, 100_000, whole=True),
+    "ttft_ms": Cell("milliseconds", 0.1, 3.6e6, slip="another unit"),
+    "tpot_ms": Cell("milliseconds", 0.1, 1e4, slip="another unit"),
+}
+"""Column -> what its values must be; ten times what was ever published, and an hour of TTFT."""
+_WORKERS, _WORKERS_CELL = "decode_num_workers", Cell("workers", 1, 10_000, whole=True)
+_FLAGS = ("gpus_suspect", "ttft_saturated")
 _ENDLESS_S = 1e9
 
 
@@ -100,8 +111,8 @@ def read_points(path: Path, filters: Mapping[str, str | float | None]) -> list[P
     """Measured points of one engine, by shape and clients.
 
     Points whose parallel sizes cannot be right (`gpus_suspect`) or at which the benchmark queued
-    (`ttft_saturated`) are left out where the file marks them. With mode `disagg` the decode workers
-    of a point are its replicas.
+    (`ttft_saturated`) are left out where the file marks them, and so are those that do not tell
+    their clients. With mode `disagg` the decode workers of a point are its replicas.
 
     Args:
         path: Parquet with isl, osl, concurrency, ttft_ms, tpot_ms and the columns of the filters.
@@ -109,7 +120,8 @@ def read_points(path: Path, filters: Mapping[str, str | float | None]) -> list[P
             None stands for an empty cell. What is not named is not filtered; mode is `agg` then.
 
     Raises:
-        InputError: the file cannot be read, lacks a column, or holds no such point.
+        InputError: the file cannot be read, lacks a column, holds no such point, or a value of one
+            is out of range.
     """
     try:
         table = pq.read_table(path)
@@ -119,38 +131,77 @@ def read_points(path: Path, filters: Mapping[str, str | float | None]) -> list[P
         raise InputError(f"{path} holds no rows; expected measured points")
     filters = {"mode": "agg", **filters}
     decode_only = filters["mode"] == "disagg"
-    needed = [*(_FILTERS[name] for name in filters), *_FIGURES]
-    needed += ["decode_num_workers"] if decode_only else []
-    for column in needed:
+    cells = {**_CELLS, **({_WORKERS: _WORKERS_CELL} if decode_only else {})}
+    for column in (*(_FILTERS[name] for name in filters), *cells):
         if column not in table.column_names:
             raise InputError(f"{path}: column {column!r} is missing; expected measured points")
-    matched = table
+    matched = np.ones(len(table), np.bool_)
     for name, value in filters.items():
-        column = matched[_FILTERS[name]]
-        matched = matched.filter(pc.is_null(column) if value is None else pc.equal(column, value))
-        if not len(matched):
+        matched &= _equal(path, table, _FILTERS[name], value)
+        if not matched.any():
             raise InputError(f"{path} has no point of {_named(filters)}: {_hint(table, name)}")
-    for flag in ("gpus_suspect", "ttft_saturated"):
-        if flag in matched.column_names:
-            matched = matched.filter(pc.invert(pc.fill_null(matched[flag], False)))
-    if decode_only:
-        matched = matched.filter(pc.is_valid(matched["decode_num_workers"]))
+    for flag in _FLAGS:
+        if flag in table.column_names:
+            matched &= ~_marked(path, table, flag)
+    for column in ("concurrency", *([_WORKERS] if decode_only else [])):
+        matched &= table[column].is_valid().to_numpy()
+    if not matched.any():
+        raise InputError(
+            f"{path}: every point of {_named(filters)} is marked as unusable or lacks its clients"
+        )
+    columns = _numbers(path, table, cells, np.flatnonzero(matched))
     points = [
         Point(
-            row["isl"],
-            row["osl"],
+            int(row["isl"]),
+            int(row["osl"]),
             int(row["concurrency"]),
             row["ttft_ms"] / 1e3,
             row["tpot_ms"] / 1e3,
-            int(row["decode_num_workers"]) if decode_only else 1,
+            int(row.get(_WORKERS, 1)),
             decode_only,
         )
-        for row in matched.to_pylist()
-        if row["concurrency"] is not None
+        for row in (
+            dict(zip(columns, values, strict=True))
+            for values in np.column_stack(list(columns.values())).tolist()
+        )
     ]
-    if not points:
-        raise InputError(f"{path}: every point of {_named(filters)} is marked as unusable")
     return sorted(points, key=lambda point: (point.prompt_tokens, point.clients, point.tpot_s))
+
+
+def _equal(
+    path: Path, table: pa.Table, column: str, value: str | float | None
+) -> NDArray[np.bool_]:
+    """`(rows,)`; None equals an empty cell."""
+    if value is None:
+        return np.asarray(pc.is_null(table[column]))
+    try:
+        return np.asarray(pc.fill_null(pc.equal(table[column], value), False))
+    except pa.ArrowException as error:
+        kind = "text" if isinstance(value, str) else "numbers"
+        raise InputError(
+            f"{path}: column {column!r} holds {table[column].type}; expected {kind}, as {value!r}"
+        ) from error
+
+
+def _marked(path: Path, table: pa.Table, flag: str) -> NDArray[np.bool_]:
+    """`(rows,)`; an empty cell marks nothing."""
+    if not pa.types.is_boolean(table[flag].type) and not pa.types.is_null(table[flag].type):
+        raise InputError(
+            f"{path}: column {flag!r} holds {table[flag].type}; expected true and false"
+        )
+    return np.asarray(pc.fill_null(table[flag].cast(pa.bool_()), False))
+
+
+def _numbers(
+    path: Path, table: pa.Table, cells: Mapping[str, Cell], taken: NDArray[np.int64]
+) -> dict[str, NDArray[np.float64]]:
+    """The taken rows of each column, in range."""
+    columns = {}
+    for name, cell in cells.items():
+        numbers = as_numbers(path, name, table[name].to_numpy(zero_copy_only=False))
+        columns[name] = numbers[taken]
+        cell.refuse(path, name, columns[name], taken + 1)
+    return columns
 
 
 def _named(filters: Mapping[str, str | float | None]) -> str:
@@ -181,17 +232,11 @@ def simulate_point(profile: ServingProfile, point: Point, seed: int = 0) -> Simu
             slots=point.replicas,
             record=True,
         )
-        one = np.ones(1, np.int64)
         fleet.reset(
             slice(None),
             start_s=0.0,
             seeds=np.zeros(1, np.uint64),
-            settings=FleetSettings(
-                replicas=one * point.replicas,
-                batch_size=one * profile.limits.batch_size_max,
-                threads=one,
-                warmup_requests=0 * one,
-            ),
+            settings=FleetSettings.usual(profile, point.replicas),
             clients=point.clients,
         )
         fleet.advance(_ENDLESS_S)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.calibrate.columns import read_columns
+from envs.calibrate.columns import Cell, read_columns
 from envs.simulator import Fleet, FleetSettings
 from envs.simulator.telemetry import RequestColumns
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile
-from tuner.core.trace import Trace
+from tuner.core.trace import LONGEST_S, MAX_TOKENS, Trace
 
 Floats = NDArray[np.float64]
 
@@ -24,6 +25,15 @@ _WORKLOAD = {
     "output_tokens": ("output_tokens", "num_decode_tokens"),
 }
 _MEASURED = {"ttft_s": ("ttft_s",), "e2e_s": ("e2e_s",)}
+SHORTEST_LATENCY_S, LONGEST_LATENCY_S = 1e-6, 86_400.0
+"""Of a request that was served; a longer one is a unit error in the recording."""
+_CELLS = {
+    "arrival_s": Cell("seconds since the start", 0, LONGEST_S, slip="milliseconds, a clock"),
+    "prompt_tokens": Cell("tokens", 1, MAX_TOKENS, whole=True),
+    "output_tokens": Cell("tokens", 1, MAX_TOKENS, whole=True),
+    "ttft_s": Cell("seconds", SHORTEST_LATENCY_S, LONGEST_LATENCY_S, slip="milliseconds"),
+    "e2e_s": Cell("seconds", SHORTEST_LATENCY_S, LONGEST_LATENCY_S, slip="milliseconds"),
+}
 _ENDLESS_S = 1e9
 
 
@@ -69,14 +79,27 @@ def read_recording(requests: Path, workload: Path | None = None) -> Recording:
             Vidur's names (arrived_at, num_prefill_tokens, num_decode_tokens) are read too.
 
     Raises:
-        InputError: a file cannot be read, lacks a column, or they differ in length.
+        InputError: a file cannot be read, lacks a column, holds a value out of range, or they
+            differ in length.
     """
-    measured = read_columns(requests, _MEASURED, {}, "served requests")
-    load = read_columns(workload or requests, _WORKLOAD, {}, "a workload")
+    measured = _checked(requests, _MEASURED, "served requests")
+    load = _checked(workload or requests, _WORKLOAD, "a workload")
     if len(load["arrival_s"]) != len(measured["ttft_s"]):
         raise InputError(
             f"{requests} has {len(measured['ttft_s'])} requests and {workload} has "
             f"{len(load['arrival_s'])}; expected the same ones in the same order"
+        )
+    early = np.flatnonzero(measured["e2e_s"] < measured["ttft_s"])
+    if len(early):
+        raise InputError(
+            f"{requests}: e2e_s is {measured['e2e_s'][early[0]]:.10g} in row {early[0] + 1}, below "
+            f"its ttft_s of {measured['ttft_s'][early[0]]:.10g}; expected both in seconds since "
+            "the arrival (one of them in milliseconds?)"
+        )
+    if load["output_tokens"].max() < 2:
+        raise InputError(
+            f"{workload or requests}: no request has two output tokens; expected some: TPOT is "
+            "compared too"
         )
     order = np.argsort(load["arrival_s"], kind="stable")
     trace = Trace(
@@ -85,6 +108,13 @@ def read_recording(requests: Path, workload: Path | None = None) -> Recording:
         load["output_tokens"][order].astype(np.int32),
     )
     return Recording(trace, measured["ttft_s"][order], measured["e2e_s"][order])
+
+
+def _checked(path: Path, wanted: Mapping[str, Sequence[str]], what: str) -> dict[str, Floats]:
+    columns = read_columns(path, wanted, {}, what)
+    for name, column in columns.items():
+        _CELLS[name].refuse(path, name, column, np.arange(1, len(column) + 1))
+    return columns
 
 
 def replay(
@@ -115,19 +145,13 @@ def served(
     trace: Trace, profile: ServingProfile, *, replicas: int, router: str, seed: int = 0
 ) -> RequestColumns:
     """What becomes of each request on warm replicas; NaN of one that they cannot hold."""
-    one = np.ones(1, np.int64)
     seeds = np.array([seed], np.uint64)
     fleet = Fleet(trace, profile, seeds=seeds, slots=replicas, router=router, record=True)
     fleet.reset(
         slice(None),
         start_s=0.0,
         seeds=seeds,
-        settings=FleetSettings(
-            replicas=one * replicas,
-            batch_size=one * profile.limits.batch_size_max,
-            threads=one * (profile.frontend.cores if profile.frontend else 1),
-            warmup_requests=0 * one,
-        ),
+        settings=FleetSettings.usual(profile, replicas),
     )
     fleet.advance(_ENDLESS_S)
     return fleet.requests()

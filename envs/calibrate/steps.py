@@ -22,11 +22,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from envs.calibrate.columns import read_columns
+from envs.calibrate.columns import Cell, read_columns
 from envs.calibrate.least_squares import non_negative
 from envs.calibrate.result import Coefficient, rounded
 from tuner.core.errors import InputError
 from tuner.core.profile import ServingProfile, StepTime
+from tuner.data.profiles import MOST_CHUNK_TOKENS, MOST_KV_TOKENS, MOST_SEQUENCES
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -39,6 +40,20 @@ FOLDS = 5
 RESAMPLES = 400
 FEWEST_STEPS = 600
 """Below it there are too few per block to fit tables and judge them."""
+
+SHORTEST_STEP_S, LONGEST_STEP_S = 1e-6, 60.0
+"""No engine iterates faster, and one that takes longer is a pause that belongs to no law."""
+_SLOW_STEP_S = 5.0
+"""Where half of the iterations take longer, the log is in milliseconds."""
+
+_CELLS = {
+    "prefill_tokens": Cell("tokens", 0, MOST_CHUNK_TOKENS, whole=True),
+    "batch": Cell("sequences", 1, MOST_SEQUENCES, whole=True),
+    "kv_tokens": Cell("tokens", 0, MOST_KV_TOKENS, whole=True),
+    "step_s": Cell("seconds", SHORTEST_STEP_S, LONGEST_STEP_S, slip="milliseconds, a pause"),
+    "context_pairs": Cell("pairs", 0, float(MOST_CHUNK_TOKENS) * MOST_KV_TOKENS, whole=True),
+    "run": Cell("numbers", 0, 2**31 - 1, whole=True),
+}
 
 _MOST_BUCKETS = 64
 _NARROWEST_BUCKET = 8
@@ -88,16 +103,14 @@ def read_step_log(path: Path) -> StepLog:
     wanted = {name: (name,) for name in ("prefill_tokens", "batch", "kv_tokens", "step_s")}
     optional = {"context_pairs": ("context_pairs", "chunk_context"), "run": ("run",)}
     columns = read_columns(path, wanted, optional, "a step log")
-    for name, least in (("prefill_tokens", 0), ("batch", 1), ("kv_tokens", 0)):
-        if columns[name].min() < least:
-            raise InputError(
-                f"{path}: {name} is {columns[name].min():g} in row "
-                f"{int(columns[name].argmin()) + 1}; expected at least {least}"
-            )
-    if columns["step_s"].min() <= 0:
-        row = int(columns["step_s"].argmin()) + 1
+    rows = np.arange(1, len(columns["step_s"]) + 1)
+    for name, column in columns.items():
+        _CELLS[name].refuse(path, name, column, rows)
+    median_s = float(np.median(columns["step_s"]))
+    if median_s > _SLOW_STEP_S:
         raise InputError(
-            f"{path}: step_s is {columns['step_s'].min():g} in row {row}; expected seconds above 0"
+            f"{path}: half of the iterations have a step_s of {median_s:.4g} or more; expected "
+            "seconds (milliseconds?)"
         )
     if len(columns["step_s"]) < FEWEST_STEPS:
         raise InputError(

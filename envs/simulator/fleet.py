@@ -52,6 +52,18 @@ class FleetSettings:
     def __len__(self) -> int:
         return len(self.replicas)
 
+    @classmethod
+    def usual(cls, profile: ServingProfile, replicas: int, envs: int = 1) -> FleetSettings:
+        """So many replicas as the profile describes one: its batch size, a worker per core, and
+        no warm-up request."""
+        ones = np.ones(envs, np.int64)
+        return cls(
+            replicas=replicas * ones,
+            batch_size=profile.limits.batch_size_max * ones,
+            threads=(profile.frontend.cores if profile.frontend else 1) * ones,
+            warmup_requests=0 * ones,
+        )
+
 
 @dataclass(frozen=True, eq=False)
 class EnvFactors:
@@ -165,7 +177,12 @@ class Fleet:
         self._memory.engine["crash_per_s"] = crash_per_hour / 3600.0
         self._seen = empty_seen(0, 0, 0)
         self._seen_now = False
-        self.reset(slice(None), start_s=0.0, seeds=seeds, settings=self._start_settings())
+        self.reset(
+            slice(None),
+            start_s=0.0,
+            seeds=seeds,
+            settings=FleetSettings.usual(self.profile, 1, self.n),
+        )
 
     def reset(
         self,
@@ -378,15 +395,6 @@ class Fleet:
         if self._executor is None or len(parts) == 1:
             return [run(part) for part in parts]
         return list(self._executor.map(run, parts))
-
-    def _start_settings(self) -> FleetSettings:
-        frontend = self.profile.frontend
-        return FleetSettings(
-            replicas=np.ones(self.n, np.int64),
-            batch_size=np.full(self.n, self.profile.limits.batch_size_max, np.int64),
-            threads=np.full(self.n, frontend.cores if frontend else 1, np.int64),
-            warmup_requests=np.zeros(self.n, np.int64),
-        )
 
     def _checked(self, settings: FleetSettings, count: int) -> FleetSettings:
         ranges = {"replicas": (0, self.slots), "batch_size": (1, None)}

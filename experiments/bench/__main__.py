@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from experiments.interrupts import ends_on_interrupt
 from tuner.core.errors import InputError
 
 EXIT_INPUT = 2
@@ -32,6 +33,7 @@ PARTS = {
 """Name -> what is measured; each is the module of that name, and only that one is imported."""
 
 
+@ends_on_interrupt
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure the part named by the arguments; 0, or 2 and one sentence on bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)

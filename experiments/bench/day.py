@@ -54,7 +54,7 @@ def measure_day(
         slice(None),
         start_s=0.0,
         seeds=np.array([seed], np.uint64),
-        settings=_settings(profile, NODES[0][1]),
+        settings=FleetSettings.usual(profile, NODES[0][1]),
     )
     sums: list[Window] = []
     deepest = 0
@@ -64,7 +64,7 @@ def measure_day(
             watch("the day", min(part.last_arrival_s / (hours * 3600), 0.999))
             for at_s, nodes in _steps(part):
                 fleet.advance(at_s)
-                fleet.apply(_settings(profile, nodes))
+                fleet.apply(FleetSettings.usual(profile, nodes))
             fleet.advance(part.last_arrival_s)
             sums.append(fleet.window())
             counted.look(fleet.counters().counts[0])
@@ -122,16 +122,6 @@ def _steps(part: Trace) -> Iterator[tuple[float, int]]:
     for hour, nodes in NODES[1:]:
         if part.arrival_s[0] <= hour * 3600 < part.last_arrival_s:
             yield hour * 3600, nodes
-
-
-def _settings(profile: ServingProfile, nodes: int) -> FleetSettings:
-    one = np.ones(1, np.int64)
-    return FleetSettings(
-        replicas=nodes * one,
-        batch_size=profile.limits.batch_size_max * one,
-        threads=(profile.frontend.cores if profile.frontend else 1) * one,
-        warmup_requests=0 * one,
-    )
 
 
 class _Counted:

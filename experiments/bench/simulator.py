@@ -31,13 +31,7 @@ def measure_simulator(
 ) -> Figures:
     """Requests simulated per CPU second on a fixed number of replicas."""
     fleet = Fleet(trace, profile, seeds=np.zeros(1, np.uint64), slots=replicas, router=router)
-    one = np.ones(1, np.int64)
-    settings = FleetSettings(
-        replicas=replicas * one,
-        batch_size=profile.limits.batch_size_max * one,
-        threads=(profile.frontend.cores if profile.frontend else 1) * one,
-        warmup_requests=0 * one,
-    )
+    settings = FleetSettings.usual(profile, replicas)
     until_s = trace.last_arrival_s + OVERTIME_S
     ended = simulate_once(fleet, settings, until_s)
     cpu_s = []

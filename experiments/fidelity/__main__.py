@@ -23,23 +23,28 @@ from pathlib import Path
 
 from rich.console import Console
 
+from experiments.config import MOST_REPLICAS
 from experiments.fanout import cores
 from experiments.fidelity.command import as_json, command_line, find, print_findings
+from experiments.interrupts import ends_on_interrupt
 from experiments.progress import run_progress
 from experiments.report.document import write_document
 from experiments.report.template import require_report_extra
 from experiments.summary import plain
 from tuner.core.errors import ConfigError, InputError
+from tuner.data.files import refuse_unwritable
 
 EXIT_INPUT = 2
 
 
+@ends_on_interrupt
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; 0, or 2 and one sentence on bad input."""
+    """Run it; 0, or 2 and one sentence on bad input, or 130 after Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     options = _parser().parse_args(words)
     try:
         _check(options)
+        refuse_unwritable({"--page": options.page})
         if options.page:
             require_report_extra()
         with run_progress(Console(stderr=True)) as watch:
@@ -109,6 +114,10 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("requests", "replicas", "doubles", "jobs"):
         if getattr(options, name) < 1:
             raise ConfigError(f"--{name} is {getattr(options, name)}; expected at least 1")
+    if options.replicas > MOST_REPLICAS:
+        raise ConfigError(f"--replicas is {options.replicas}; expected at most {MOST_REPLICAS:,}")
+    if not 0 <= options.seed < 2**63:
+        raise ConfigError(f"--seed is {options.seed}; expected a whole number from 0, below 2^63")
     if options.error and not all(0 <= error < 1 for error in options.error):
         raise ConfigError(
             f"--error is {options.error[0]:g} {options.error[1]:g}; "

@@ -64,13 +64,7 @@ def simulate(
         jitter=jitter,
         record=True,
     )
-    one = np.ones(1, np.int64)
-    settings = FleetSettings(
-        replicas=replicas * one,
-        batch_size=profile.limits.batch_size_max * one,
-        threads=(profile.frontend.cores if profile.frontend else 1) * one,
-        warmup_requests=0 * one,
-    )
+    settings = FleetSettings.usual(profile, replicas)
     fleet.reset(slice(None), start_s=0.0, seeds=np.array([seed], np.uint64), settings=settings)
     fleet.advance(trace.last_arrival_s + OVERTIME_S)
     seen = fleet.requests()

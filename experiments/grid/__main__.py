@@ -26,6 +26,7 @@ from experiments.folder import refuse_file, write_json
 from experiments.grid.config import load_grid_config, scenarios
 from experiments.grid.findings import as_json, findings_of, tables, verdict
 from experiments.grid.run import run_grid
+from experiments.interrupts import ends_on_interrupt
 from experiments.progress import run_progress
 from experiments.report.document import Table, write_document
 from experiments.report.template import require_report_extra
@@ -36,6 +37,7 @@ from tuner.data.files import replacing
 EXIT_INPUT = 2
 
 
+@ends_on_interrupt
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; 0, or 2 and one sentence on bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)

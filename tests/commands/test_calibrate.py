@@ -139,9 +139,72 @@ def test_shows_each_point_and_what_was_held_out(points: Path) -> None:
     assert "tpot mean held out left out" in result.output
 
 
+STEPLESS = """\
+schema: tuner.profile/1
+name: ours
+scheduler: vidur-sarathi
+gpus_per_replica: 8
+kv: {block_tokens: 16, blocks: 30000}
+limits: {batch_size_max: 64, chunk_tokens: 2048}
+"""
+
+
+@pytest.fixture
+def stepless(tmp_path: Path) -> Path:
+    """Rule-set, cache and limits: what nothing fits."""
+    (tmp_path / "ours.yaml").write_text(STEPLESS)
+    return tmp_path / "ours.yaml"
+
+
+def test_the_base_needs_no_step_time_where_all_of_it_is_fitted(
+    steps: Path, points: Path, stepless: Path, tmp_path: Path
+) -> None:
+    sources = (["--steps", steps], ["--points", points, "--system", "h200_sxm", "--hold-out", 4])
+    for source in sources:
+        result = call(stepless, *source, "--out", tmp_path / "fitted.yaml")
+        assert result.exit_code == 0, result.output
+        step_time = load_profile(tmp_path / "fitted.yaml").step_time
+        assert step_time.base_s == 0.0
+        assert 0.001 < step_time.batch_table[0][1] < 0.1
+
+
+def test_telemetry_needs_a_step_time_to_start_from(steps: Path, stepless: Path) -> None:
+    result = call(stepless, "--telemetry", steps)
+    assert result.exit_code != 0
+    assert "step_time is missing" in str(result.exception)
+    assert "built-in profile" in str(result.exception)
+
+
+def test_warns_where_no_point_can_be_left_out(points: Path, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(points).slice(0, 1), tmp_path / "one.parquet")
+    out = tmp_path / "fitted.yaml"
+    given = ("--points", tmp_path / "one.parquet", "--system", "h200_sxm", "--out", out)
+    result = call("reference-affine", *given, "--json")
+    assert result.exit_code == 0, result.output
+    assert "warning: 1 point: none can be left out" in result.stderr
+    assert json.loads(result.stdout)["left_out"] == []
+    assert "none can be left out" in load_profile(out).origin["error"]
+
+
+def test_outputs_are_checked_before_the_work(steps: Path, tmp_path: Path) -> None:
+    pytest.importorskip("plotly")
+    pytest.importorskip("jinja2")
+    page, same = tmp_path / "page.html", tmp_path / "one.yaml"
+    # The measurements are not there: whoever looked at them first would say so.
+    for given, message in (
+        (("--out", tmp_path / "no" / "out.yaml", "--page", page), "does not exist; create it"),
+        (("--out", tmp_path, "--page", page), "is a folder"),
+        (("--out", same, "--page", same), "--out and --page are both"),
+    ):
+        result = call("reference-affine", "--steps", "none.npz", *given)
+        assert message in str(result.exception)
+    assert {path.name for path in tmp_path.iterdir()} == {steps.name}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--steps", "STEPS", "--replicas", "99999999"], "--replicas is 99999999; expected 1 to"),
         ([], "expected measurements: --steps FILE, --points FILE or"),
         (["--steps", "STEPS", "--points", "POINTS"], "and only one of them"),
         (["--telemetry", "none.parquet"], "none.parquet does not exist"),

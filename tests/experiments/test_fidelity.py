@@ -167,11 +167,19 @@ def test_a_bar_ends_where_its_interval_does() -> None:
         (["--profile", "nobody"], "profile 'nobody' is not built in"),
         (["--reference", "no.csv", "no.csv", "reference-affine"], "no.csv cannot be read"),
         (["--page", "no/page.html", "--doubles", "0"], "--doubles is 0"),
+        (["--page", "no/page.html"], "folder no does not exist"),
+        (["--seed", "-1"], "--seed is -1; expected a whole number from 0"),
+        (["--seed", "9" * 30], "expected a whole number from 0, below 2^63"),
+        (["--replicas", "99999999"], "--replicas is 99999999; expected at most 10,000"),
     ],
 )
-def test_bad_input_is_one_sentence(
-    words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+def test_bad_input_is_one_sentence_before_any_work(
+    words: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("experiments.fidelity.command.steady", lambda *given: pytest.fail("runs"))
     assert main(words) == 2
     assert sentence in capsys.readouterr().err
 

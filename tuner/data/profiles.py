@@ -43,10 +43,13 @@ def list_profiles() -> list[str]:
     )
 
 
-def load_profile(name_or_path: str | Path) -> ServingProfile:
+def load_profile(name_or_path: str | Path, *, step_time: StepTime | None = None) -> ServingProfile:
     """The built-in profile of that name, or the profile in that file.
 
     What looks like a path (ends in .yaml or .yml, or holds a separator) is read as a file.
+
+    Args:
+        step_time: stands in where a file has none, for whoever is about to fit it.
 
     Raises:
         ProfileError: no such profile or file; not YAML; or one line per mistake in it.
@@ -55,7 +58,7 @@ def load_profile(name_or_path: str | Path) -> ServingProfile:
     if isinstance(name_or_path, Path) or "/" in source or source.endswith((".yaml", ".yml")):
         built_in = f" (built in: {', '.join(list_profiles())})"
         text = read_text(Path(source), "a profile in YAML", ProfileError, hint=built_in)
-        return parse_profile(text, source)
+        return parse_profile(text, source, step_time=step_time)
     names = list_profiles()
     if source not in names:
         near = get_close_matches(source, names, n=1)
@@ -68,11 +71,12 @@ def load_profile(name_or_path: str | Path) -> ServingProfile:
     return parse_profile(entry.read_text(encoding="utf-8"), source)
 
 
-def parse_profile(text: str, source: str) -> ServingProfile:
+def parse_profile(text: str, source: str, *, step_time: StepTime | None = None) -> ServingProfile:
     """The profile in a YAML text.
 
     Args:
         source: file or name, for messages.
+        step_time: stands in where the text has none.
 
     Raises:
         ProfileError: one line per mistake, each with its key path.
@@ -83,6 +87,8 @@ def parse_profile(text: str, source: str) -> ServingProfile:
             f"{source}: schema is {data['schema']!r}; expected {SCHEMA!r}, "
             "so update tuner or convert the profile"
         )
+    if step_time is not None:
+        data.setdefault("step_time", _plain(step_time))
     return build(
         ServingProfile,
         data,
@@ -178,11 +184,6 @@ def _contradictions(profile: ServingProfile) -> Iterator[str]:
         yield (
             f"limits.batch_size_max {limits.batch_size_max} is above kv.blocks {kv.blocks}; "
             "every sequence holds at least one block, so lower it"
-        )
-    if limits.batch_size_max > limits.chunk_tokens:
-        yield (
-            f"limits.batch_size_max {limits.batch_size_max} is above limits.chunk_tokens "
-            f"{limits.chunk_tokens}; every sequence takes a token of each iteration, so lower it"
         )
     yield from _step_time_contradictions(profile.step_time)
     oom = limits.batch_size_oom

@@ -14,7 +14,7 @@ import pytest
 
 from envs.calibrate import Point, errors, fit_points, law_of, read_points, simulate_point
 from tuner.core.errors import InputError
-from tuner.core.profile import EngineLimits, KvCache, ServingProfile
+from tuner.core.profile import EngineLimits, Frontend, KvCache, ServingProfile
 from tuner.data import load_profile
 
 PROFILE = ServingProfile(
@@ -138,6 +138,62 @@ def test_reads_points_in_seconds_and_leaves_marked_ones_out(tmp_path: Path) -> N
     assert read_points(path, {"engine": "E"}) == [Point(1024, 512, 4, 0.25, 0.01)]
     (split,) = read_points(path, {"mode": "disagg"})
     assert (split.replicas, split.decode_only) == (3, True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ttft_ms": None}, "ttft_ms is nan in row 2; expected milliseconds from 0.1"),
+        ({"ttft_ms": 0.0}, r"ttft_ms is 0 in row 2; .*3,600,000$"),
+        ({"tpot_ms": -3.0}, "tpot_ms is -3 in row 2"),
+        ({"tpot_ms": float("inf")}, "tpot_ms is inf in row 2"),
+        ({"tpot_ms": 0.01}, r"tpot_ms is 0.01 in row 2; .* \(another unit\?\)"),
+        ({"isl": None}, "isl is nan in row 2; expected whole tokens"),
+        ({"osl": 0}, "osl is 0 in row 2"),
+        ({"concurrency": 4.5}, "concurrency is 4.5 in row 2; expected whole clients"),
+        ({"concurrency": 1e7}, "concurrency is 10000000 in row 2; .* to 100,000"),
+        ({"concurrency": float("nan")}, "concurrency is nan in row 2"),
+    ],
+)
+def test_says_which_value_of_a_point_cannot_be(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    # The other engine's row is not asked for, so that it may hold anything.
+    other = {"backend": "other", "ttft_ms": -1.0}
+    path = points_file(tmp_path, other, changes)
+    with pytest.raises(InputError, match=rf"points\.parquet: {message}"):
+        read_points(path, {"engine": "E"})
+
+
+@pytest.mark.parametrize(
+    ("changes", "filters", "message"),
+    [
+        ({"ttft_ms": "fast"}, {}, "ttft_ms is 'fast' in row 1; expected a number"),
+        ({"backend": 7}, {"engine": "E"}, "column 'backend' holds int64; expected text, as 'E'"),
+        ({"gpus_suspect": "no"}, {}, "column 'gpus_suspect' holds string; expected true and false"),
+        ({"concurrency": None}, {}, "is marked as unusable or lacks its clients"),
+        (
+            {"mode": "disagg", "decode_num_workers": 0.5},
+            {"mode": "disagg"},
+            "decode_num_workers is 0.5 in row 1; expected whole workers",
+        ),
+    ],
+)
+def test_says_which_column_of_points_cannot_be(
+    tmp_path: Path, changes: dict[str, object], filters: dict[str, str], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_points(points_file(tmp_path, changes), filters)
+
+
+def test_every_core_of_a_frontend_works_as_in_a_replay() -> None:
+    """Four clients at once and a second of CPU each: one worker would make them wait in line."""
+    point = Point(512, 8, 4, 1.0, 1.0)
+    one, four = (
+        simulate_point(replace(PROFILE, frontend=Frontend(cores=cores, per_request_s=1.0)), point)
+        for cores in (1, 4)
+    )
+    assert four.ttft_s < 0.5 * one.ttft_s
 
 
 def test_says_when_no_point_is_of_that_engine(tmp_path: Path) -> None:

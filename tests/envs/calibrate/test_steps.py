@@ -120,10 +120,16 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     ("changes", "message"),
     [
         ({"step_s": None}, "column 'step_s' is missing"),
-        ({"step_s": 0.0}, "expected seconds above 0"),
-        ({"batch": 0}, "batch is 0 in row 1; expected at least 1"),
+        ({"step_s": 0.0}, r"step_s is 0 in row 1; expected seconds from 1e-06 to 60$"),
+        ({"step_s": 2e10}, r"step_s is 2e\+10 in row 1; .* \(milliseconds, a pause\?\)"),
+        ({"step_s": 20.0}, r"half of the iterations have a step_s of 20 .* \(milliseconds\?\)"),
+        ({"batch": 0}, "batch is 0 in row 1; expected whole sequences from 1 to 65,536"),
+        ({"batch": 4.5}, "batch is 4.5 in row 1; expected whole sequences"),
+        ({"kv_tokens": 0.5}, "kv_tokens is 0.5 in row 1; expected whole tokens"),
         ({"kv_tokens": float("nan")}, "row 1 has nan as kv_tokens"),
-        ({"prefill_tokens": "many"}, "holds what is no number"),
+        ({"prefill_tokens": "12"}, "prefill_tokens is '12' in row 1; expected a number"),
+        ({"batch": True}, "batch is True in row 1; expected a number"),
+        ({"prefill_tokens": [1, 2]}, r"prefill_tokens is array\(\[1, 2\]\) in row 1"),
     ],
 )
 def test_says_what_is_wrong_with_a_log(
@@ -134,6 +140,44 @@ def test_says_what_is_wrong_with_a_log(
     pq.write_table(table, tmp_path / "steps.parquet")
     with pytest.raises(InputError, match=message):
         read_step_log(tmp_path / "steps.parquet")
+
+
+def test_refuses_several_values_per_row(tmp_path: Path) -> None:
+    columns = {name: np.ones(700) for name in ("prefill_tokens", "batch", "kv_tokens")}
+    np.savez(tmp_path / "s.npz", **columns, step_s=np.ones((700, 2)))
+    with pytest.raises(InputError, match="'step_s' is 700 x 2; expected one number per row"):
+        read_step_log(tmp_path / "s.npz")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ttft_s": -1.0}, r"ttft_s is -1 in row 2; expected seconds from 1e-06 to 86,400$"),
+        ({"e2e_s": 2e5}, r"e2e_s is 200000 in row 2; .* \(milliseconds\?\)"),
+        ({"ttft_s": 400.0}, "e2e_s is 3 in row 2, below its ttft_s of 400; .* milliseconds"),
+        ({"prompt_tokens": 1.5}, "prompt_tokens is 1.5 in row 2; expected whole tokens"),
+        ({"output_tokens": 3e9}, "output_tokens is 3000000000 in row 2; expected whole tokens"),
+        ({"arrival_s": 1.8e9}, r"arrival_s is 1800000000 in row 2; .* a clock\?\)"),
+    ],
+)
+def test_says_what_is_wrong_with_requests(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    usual = {"arrival_s": 1.0, "prompt_tokens": 64.0, "output_tokens": 32.0}
+    usual |= {"ttft_s": 0.2, "e2e_s": 3.0}
+    path = tmp_path / "requests.parquet"
+    pq.write_table(pa.Table.from_pylist([usual, usual]), path)
+    assert len(read_recording(path).trace) == 2
+    pq.write_table(pa.Table.from_pylist([usual, usual | changes]), path)
+    with pytest.raises(InputError, match=message):
+        read_recording(path)
+
+
+def test_asks_for_requests_that_have_a_tpot(tmp_path: Path) -> None:
+    row = {"arrival_s": 1.0, "prompt_tokens": 9, "output_tokens": 1, "ttft_s": 0.2, "e2e_s": 0.2}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "r.parquet")
+    with pytest.raises(InputError, match="no request has two output tokens"):
+        read_recording(tmp_path / "r.parquet")
 
 
 def test_asks_for_enough_iterations(tmp_path: Path) -> None:
