@@ -161,7 +161,7 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
         settings, memory = self.codec.act(
             np.where(failed[:, None], 0.0, actions), self._now, self._seen
         )
-        asked = self.fallback.decide(self._now, self._fallback_memory)
+        asked = self._ask_fallback()
         tick = Tick(
             now=self._now,
             proposed=np.where(failed[:, None], np.nan, settings),
@@ -170,10 +170,21 @@ class VectorServingEnv(VectorEnv[NDArray[np.float32], FloatArray, Any]):
         decided = arbitrate_arrays(tick, asked.settings, self.guardrails)
         # A policy that failed keeps the memory it had, as in `History.decided`.
         self._memory = np.where(failed[:, None], before, memory)
-        self._fallback_memory = asked.memory
+        self._fallback_memory = np.array(asked.memory)
         self._fleet.apply(decided.target)
         self.last = (tick, decided)
         self._decided = decided
+
+    def _ask_fallback(self) -> RuleResult:
+        """What the fallback says: in training it is the base rule, which has been asked already.
+
+        Their memories part where a policy failed: its own stays as it was.
+        """
+        if self.fallback is self.codec.base:
+            remembered = self._memory[:, : self.fallback.memory_size]
+            if np.array_equal(remembered, self._fallback_memory, equal_nan=True):
+                return self._seen.base
+        return self.fallback.decide(self._now, self._fallback_memory)
 
     def _begin(self, rows: NDArray[np.intp]) -> None:
         """Draw and start an episode for some environments, up to its first observation."""

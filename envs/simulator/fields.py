@@ -21,6 +21,8 @@ from envs.simulator.buckets import BOUNDS, BUCKETS, FIRST_BUCKET
 from envs.simulator.compiled import inlined
 from envs.simulator.layout import Engine, Env, Memory, Replica, ReplicaState, Scrape
 from envs.simulator.places import nth, replica_in
+from envs.simulator.quantiles import write_quantiles
+from tuner.core.scrapes import QUANTILES
 
 _OFF = int(ReplicaState.OFF)
 _STARTING = int(ReplicaState.STARTING)
@@ -54,6 +56,8 @@ class Seen(NamedTuple):
     draining: NDArray[np.int64]
     counts: NDArray[np.int64]
     """`(n, BUCKETS)` increases of the histograms, summed over the pages."""
+    quantiles_s: NDArray[np.float64]
+    """`(n, len(QUANTILES))` of those, in the order of `tuner.core.scrapes.QUANTILES`."""
     replica_state: NDArray[np.int64]
     """`(n, slots)` codes of ReplicaState."""
     replica_started_s: NDArray[np.float64]
@@ -84,6 +88,7 @@ def empty_seen(n: int, slots: int, kept: int) -> Seen:
         starting=np.empty(n, np.int64),
         draining=np.empty(n, np.int64),
         counts=np.empty((n, BUCKETS), np.int64),
+        quantiles_s=np.empty((n, len(QUANTILES))),
         replica_state=np.empty((n, slots), np.int64),
         replica_started_s=np.empty((n, slots)),
         replica_running=np.empty((n, slots)),
@@ -104,6 +109,7 @@ def read_fields(
     _read_states(memory, engine, env, out)
     _read_cards(memory, engine, env, from_s, to_s, silent_intervals, out)
     _read_engines(memory, engine, env, from_s, to_s, silent_intervals, out)
+    write_quantiles(out.counts[env.index], out.quantiles_s[env.index])
     _read_gateway(memory, engine, env, from_s, to_s, out)
 
 

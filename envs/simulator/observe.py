@@ -12,17 +12,15 @@ from numpy.typing import NDArray
 
 from envs.draws import uniform
 from envs.reward import Outcome
-from envs.simulator.buckets import BOUNDS, E2E, FIRST_BUCKET, TPOT, TTFT
 from envs.simulator.fields import Seen
 from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
-from tuner.core.histograms import histogram_quantiles
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
 from tuner.core.protocols import FloatArray
 from tuner.core.scrapes import QUANTILES
 
-_KINDS = {"ttft_s": TTFT, "tpot_s": TPOT, "e2e_s": E2E}
+_QUANTILES = [COLUMN[name] for name in QUANTILES]
 _MEASURED = (
     *("qps", "prompt_tokens_per_s", "output_tokens_per_s", "preemptions_per_s", "gpu_util"),
     *("kv_cache_usage", "queue_depth", "running", "in_flight"),
@@ -42,12 +40,7 @@ def values_of(seen: Seen) -> FloatArray:
         values[:, COLUMN[name]] = getattr(seen, name)
     # An engine's page counts no failure yet: what the router turns away never reached one.
     values[:, COLUMN["error_rate"]] = np.where(seen.finished > 0, 0.0, np.nan)
-    for histogram, kind in _KINDS.items():
-        asked = {name: q for name, (of, q) in QUANTILES.items() if of == histogram}
-        first = FIRST_BUCKET[kind]
-        counts = seen.counts[:, first : first + len(BOUNDS[kind]) + 1]
-        found = histogram_quantiles(tuple(asked.values()), BOUNDS[kind], counts)
-        values[:, [COLUMN[name] for name in asked]] = found
+    values[:, _QUANTILES] = seen.quantiles_s
     values[:, _COUNTED] = np.stack(
         [seen.ready, seen.starting, seen.draining, seen.ready + seen.starting], axis=1
     )

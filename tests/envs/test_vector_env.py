@@ -39,6 +39,19 @@ def test_the_number_of_environments_beside_it_changes_nothing(n):
     assert_same_bits(steps(n, 60), steps(8, 60), rows=n)
 
 
+def test_a_fallback_that_is_the_base_rule_decides_as_one_beside_it():
+    script = actions(4, 60)
+    script[7:45, 1] = np.nan  # its own memory stands still while the fallback's goes on
+    results = []
+    for shared in (True, False):
+        codec = worlds.codec(worlds.knobs(), move=MOVE)
+        env = vector_env(4, codec, worlds.config(episode_ticks=50))
+        if shared:
+            env.fallback = codec.base
+        results.append([(env.reset()[0],), *(env.step(action) for action in script)])
+    assert_same_bits(*results, rows=4)
+
+
 def test_an_episode_ends_after_its_ticks_and_the_next_begins_in_the_same_step():
     results = steps(3, 60, config=worlds.config(episode_ticks=25))
     for number, (obs, _, terminated, truncated, infos) in enumerate(results[1:], start=1):
