@@ -22,15 +22,13 @@ from experiments.report.document import (
     series,
     write_document,
 )
-from policies import POLICIES
 from tests.browser import Browser
 from tuner.data import write_trace
 
-RIVALS = tuple(name for name in ("keda", "kpa", "ray-serve") if name in POLICIES)
 CONFIG = """
 seeds: 2
 run: {max_replicas: 8, price_per_gpu_hour_usd: 2.5}
-sweep: {static_counts: [1, 2], hpa_targets: [1000, 2000]}
+sweep: {static_counts: [1, 2], hpa_targets: [1000, 2000], trials: 2}
 """
 
 
@@ -43,7 +41,7 @@ def report(tmp_path_factory):
     request = CompareRequest(
         trace=folder / "load.parquet",
         profile="deepseek-r1-8xh200-sglang",
-        policies=("static", "hpa", *RIVALS),
+        policies=("static", "hpa", "keda"),
         out=folder / "out",
         config=folder / "compare.yaml",
         executor=Executor(jobs=1),
@@ -88,7 +86,7 @@ def stroke(browser):
 def test_plots_are_drawn_without_a_complaint_or_a_request(opened, report):
     assert opened.complaints() == []
     assert opened.requests() == [report[1].resolve().as_uri()]
-    for name in ("static", "hpa", *RIVALS):
+    for name in ("static", "hpa", "keda"):
         assert name in drawn(opened, "frontier")
     # What plotly was given is one thing; that there are marks and lines to be seen is another.
     assert opened.value("document.querySelectorAll('#plot-frontier path.point').length") > 8
@@ -104,7 +102,7 @@ def test_a_box_hides_and_shows_its_policy(opened):
     assert "hpa" not in drawn(opened, "timelines")
     assert "hpa" in drawn(opened, "frontier")
     opened.value(f"{ALL}.click()")
-    assert {f"Replicas of {name}" for name in ("static", "hpa", *RIVALS)} < set(titles(opened))
+    assert {f"Replicas of {name}" for name in ("static", "hpa", "keda")} < set(titles(opened))
     opened.value(f"{USUAL}.click()")
     assert "Replicas of hpa" in titles(opened)
     assert opened.complaints() == []
@@ -210,7 +208,7 @@ def test_it_prints_light_and_with_its_plots(browser, report):
         for part in re.findall(rb"/FlateDecode.*?stream\r?\n(.*?)\r?\nendstream", pdf, re.DOTALL)
     )
     # The colour of a line, as PDF writes shares of red, green and blue.
-    for name in ("static", "hpa", *RIVALS):
+    for name in ("static", "hpa", "keda"):
         assert in_pdf(FIXED[name].light) in drawing
         assert in_pdf(FIXED[name].dark) not in drawing
 
