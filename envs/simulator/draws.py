@@ -106,4 +106,5 @@ def quick_normal(stream: np.uint64, number: int) -> float:
     place = _BINS * _uniform_in(stream, number)
     below = min(int(place), _BINS - 1)  # a uniform draw can round up to 1
     low: float = _QUANTILES[nth(below)]
-    return low + (place - below) * (_QUANTILES[nth(below + 1)] - low)
+    high: float = _QUANTILES[nth(below + 1)]
+    return low + (place - below) * (high - low)
