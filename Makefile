@@ -42,9 +42,7 @@ test: setup browser ## lint, types, import contracts and all tests
 	@$(BIN)/ruff format --check -q .
 	@$(BIN)/ruff check -q .
 	@$(BIN)/python -m mypy
-	@# Real servers one after the other: each wants the machine. 5 is pytest's word for no test at all.
-	@$(BIN)/python -m pytest tests/real $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	@$(BIN)/python -m pytest --ignore=tests/real -n 2 --dist loadfile $(PYTEST_ARGS)
+	@bash .ci/tests $(BIN)/python $(PYTEST_ARGS)
 
 proof-calibrate: setup ## what calibration predicts that it has not seen, against its bars (needs TUNER_DATA)
 	@test -n "$(TUNER_DATA)" || { echo "set TUNER_DATA to the folder of the measurements"; exit 2; }
