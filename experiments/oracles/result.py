@@ -36,7 +36,9 @@ class OraclePoint:
     def figures(self) -> Figures:
         """Means over the seeds."""
         rows = [asdict(run.figures) for run in self.runs]
-        return Figures(**{name: float(np.mean([row[name] for row in rows])) for name in rows[0]})  # type: ignore[arg-type]
+        means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+        # The mean of counts is no count, and Figures calls them whole.
+        return Figures(**means)  # type: ignore[arg-type]
 
     @property
     def attainment(self) -> float:

@@ -151,6 +151,7 @@ def test_a_bar_ends_where_its_interval_does() -> None:
     ratio = Ratio("ttft_s", "mean", 1.0, 1.5, 0.5, (0.4, 0.75))
     alone = Ratio("ttft_s", "p99", 1.0, 1.5, 0.5, None)
     band = Band(0.65, 3.0, Distance((ratio, alone), {}, {}))
+    # The plot by load reads the bands and the error, and nothing of what is None here.
     findings = Findings(None, (0.05, 0.05), (), 1.0, 1, (band,), None, None)  # type: ignore[arg-type]
     mean, p99 = (one for one in by_load(findings)["data"] if one["y"])
     bar = mean["error_y"]

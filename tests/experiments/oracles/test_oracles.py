@@ -155,7 +155,7 @@ def test_the_oracles_runs_are_those_of_their_plans_and_all_else_is_handed_on(ora
         def __call__(self, trace, profile, job, progress):
             return "the rest"
 
-    # As another process gets it.
+    # As another process gets it; what is unpickled was pickled on this very line.
     runner = pickle.loads(pickle.dumps(PlanRunner(oracles.plans())))  # noqa: S301
     runner = replace(runner, others=Rest())
     for name in (CLAIRVOYANT, INSTANT):
