@@ -43,6 +43,8 @@ EDGE = 1 / WALK
 GROWTH = 0.5
 """What the range grows by, of its length."""
 MOST_GROWTHS = 3
+MOST_DRAWS = 100
+"""Settings drawn for one trial until one can be built."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,8 @@ class Space:
             return None
         if number == 0:
             return dict(self.defaults)
-        return {**self.defaults, self.dial.name: self._at((number - 0.5) / WALK)}
+        values = {**self.defaults, self.dial.name: self._at((number - 0.5) / WALK)}
+        return values if self.builds(self.options(values)) else None
 
     def grown(self, trials: Sequence[Trial], goal: float) -> tuple[Space, list[float]] | None:
         """The space with more of the dial where the best trial is at an end of it, and values to
@@ -175,7 +178,7 @@ class Space:
         beyond = [GROWTH * (place + 0.5) / BATCH for place in range(BATCH)]
         bound = self._at(1 + GROWTH if upwards else -GROWTH)
         walk = [self._at(1 + share if upwards else -share) for share in beyond]
-        if not self._can_be(bound):
+        if not self.builds({self.dial.name: bound}):
             return None
         wider = replace(dial, high=bound) if upwards else replace(dial, low=bound)
         return replace(self, parameters=(wider, *self.parameters[1:])), walk
@@ -185,11 +188,19 @@ class Space:
         value = towards(self.dial.low, self.dial.high, share, self.dial.log)
         return round(value) if self.dial.whole else value
 
-    def _can_be(self, value: float) -> bool:
-        """Whether the rule takes this value of its dial."""
+    def options(self, values: Mapping[str, float]) -> dict[str, OptionValue]:
+        """A value of each parameter as options."""
+        return {
+            p.name: round(values[p.name]) if p.whole else rounded(values[p.name])
+            for p in self.parameters
+        }
+
+    def builds(self, options: Mapping[str, OptionValue]) -> bool:
+        """Whether the rule takes these options: some contradict each other, such as a distance to
+        a threshold that is more than the threshold."""
         try:
-            options = Options(self.policy, {**self.given, self.dial.name: value})
-            POLICIES[self.policy].build(options, self.target)
+            given = Options(self.policy, {**options, **self.given})
+            POLICIES[self.policy].build(given, self.target)
         except ConfigError:
             return False
         return True
@@ -250,13 +261,13 @@ class Searching:
             self._batch.append(self._ask(space, number, start, waits=waits))
         return [self._options(trial) for trial in self._batch]
 
-    def _planned(self) -> tuple[Space, list[dict[str, float]]]:
+    def _planned(self) -> tuple[Space, list[dict[str, float] | None]]:
         """The space of the next batch, and its values where it walks new range.
 
         Worked out anew from the finished trials, so that a search that was killed plans as one
         that was not.
         """
-        space, walk, growths = self.space, list[dict[str, float]](), 0
+        space, walk, growths = self.space, list[dict[str, float] | None](), 0
         trials = [self._trial(trial) for trial in self._trials("COMPLETE")]
         for known in range(WALK + 1, len(trials) + 1, BATCH):
             grown = space.grown(trials[:known], self._goal) if growths < MOST_GROWTHS else None
@@ -266,7 +277,8 @@ class Searching:
                 best, _ = cheapest(trials[:known], self._goal)
                 others = {**self.space.defaults, **_numbers(best.options)}
                 if len(others) == len(space.parameters):
-                    walk = [{**others, space.dial.name: value} for value in values]
+                    steps = [{**others, space.dial.name: value} for value in values]
+                    walk = [s if space.builds(space.options(s)) else None for s in steps]
                 growths += 1
         return space, walk
 
@@ -304,10 +316,19 @@ class Searching:
 
         if not waits and (start is not None or number == 0):
             self._study.enqueue_trial(dict(start or {}), user_attrs={_SHIPPED: number == 0})
-        self._study.sampler = TPESampler(seed=_seed(self._seed, number), n_startup_trials=WALK + 1)
-        if number == 0 and start is None:
-            return self._study.ask({})  # as shipped, whatever that is in numbers
-        return self._study.ask(_distributions(space, start or {}))
+        for draw in range(MOST_DRAWS):
+            seed = _seed(self._seed, number, draw)
+            self._study.sampler = TPESampler(seed=seed, n_startup_trials=WALK + 1)
+            if number == 0 and start is None:
+                return self._study.ask({})  # as shipped, whatever that is in numbers
+            trial = self._study.ask(_distributions(space, start or {}))
+            if space.builds(self._options(trial)):
+                return trial
+            self._study.tell(trial, state=_state("FAIL"))
+        raise InputError(
+            f"{space.policy}: {MOST_DRAWS} settings in a row contradict themselves; set one of "
+            f"{', '.join(p.name for p in space.parameters)} by hand"
+        )
 
     def _trial(self, trial: FrozenTrial) -> Trial:
         return Trial(self._options(trial), figures_from(trial.user_attrs[_FIGURES]))
@@ -315,11 +336,7 @@ class Searching:
     def _options(self, trial: Asked | FrozenTrial) -> dict[str, OptionValue]:
         if trial.user_attrs.get(_SHIPPED):
             return {}
-        values = trial.params
-        return {
-            p.name: round(values[p.name]) if p.whole else rounded(values[p.name])
-            for p in self.space.parameters
-        }
+        return self.space.options(trial.params)
 
     def _trials(self, state: str) -> list[FrozenTrial]:
         return self._study.get_trials(deepcopy=False, states=(_state(state),))
@@ -335,9 +352,9 @@ def _state(name: str) -> TrialState:
     return TrialState[name]
 
 
-def _seed(seed: int, number: int) -> int:
-    """Of a trial's own sampler."""
-    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+def _seed(seed: int, number: int, draw: int) -> int:
+    """Of a trial's own sampler; a draw after one that cannot be built has another."""
+    return int(np.random.SeedSequence((seed, number, draw)).generate_state(1)[0])
 
 
 def _distributions(space: Space, start: Mapping[str, float]) -> dict[str, BaseDistribution]:

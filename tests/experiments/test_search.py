@@ -12,7 +12,7 @@ from experiments.run import target_knobs
 from experiments.search import WALK, Searching, Space
 from experiments.summary import Figures
 from experiments.sweep import curve_values
-from policies import POLICIES, Load, Parameter, Target
+from policies import POLICIES, Entry, Load, Options, Parameter, Target
 from tests.experiments import toy
 from tuner.core.errors import ConfigError, InputError
 
@@ -111,6 +111,35 @@ def test_a_setting_that_a_rule_refuses_is_not_walked_to(monkeypatch):
     assert max(options.get("target", 0) for options in asked) <= 4500
 
 
+@pytest.mark.parametrize("usage", [0.002, 0.05, 0.95])
+# The counts of static and static-best are swept, not searched.
+@pytest.mark.parametrize("policy", sorted(set(POLICIES) - {"static", "static-best"}))
+def test_every_setting_that_is_tried_can_be_built(policy, usage):
+    # `wva-v1` ships a spare of 0.1, which is more than any threshold around 0.002 or 0.05.
+    given = {"times": "00:00=4"} if policy == "schedule" else {}
+    tried = Space.of(policy, replace(LOAD, kv_cache_usage=usage), TARGET, given)
+    search = Searching(tried, trials=24, goal=0.99, seed=0)
+
+    def lower_is_better(options):
+        return figures(1.0, float(options.get(tried.dial.name, 9.0)))
+
+    for batch in runs(search, lower_is_better):
+        for options in batch:
+            POLICIES[policy].build(Options(policy, {**given, **options}), TARGET)
+
+
+def test_a_rule_that_refuses_every_setting_is_told_at_once(monkeypatch):
+    def build(options, target):
+        if options.number("target", 1000.0) != 1000.0:
+            raise ConfigError("never")
+        return POLICIES["hpa"].build(options, target)
+
+    monkeypatch.setitem(POLICIES, "never", replace(POLICIES["hpa"], build=build))
+    search = Searching(Space.of("never", LOAD, TARGET, {}), trials=24, goal=0.99, seed=0)
+    with pytest.raises(InputError, match="100 settings in a row contradict themselves"):
+        runs(search, highest(1.0))
+
+
 def test_same_seed_same_trials_and_another_seed_others():
     one, again, other = (runs(searching(seed=seed), highest(2000.0)) for seed in (1, 1, 2))
     assert one == again
@@ -157,7 +186,10 @@ def test_a_rule_with_no_default_of_its_own_is_still_run_as_shipped(monkeypatch):
     def search(load):
         return (Parameter("goal", 1.0, 9.0, ""), Parameter("limit", 1, 5, "", whole=True))
 
-    monkeypatch.setitem(POLICIES, "open", replace(POLICIES["static"], search=search))
+    def build(options, target):
+        return POLICIES["static"].build(Options("open", {}), target)
+
+    monkeypatch.setitem(POLICIES, "open", Entry(build, search))
     found = Searching(Space.of("open", LOAD, TARGET, {}), trials=12, goal=0.99, seed=0)
     asked = runs(found, lambda options: figures(1.0, options.get("goal", 20.0)))
     assert asked[0][0] == {}
