@@ -16,7 +16,14 @@ from envs.simulator.fields import Seen
 from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
 from tuner.core.knobs import KnobSpace
-from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
+from tuner.core.observation import (
+    COLUMN,
+    FIELDS,
+    REPLICA_FIELDS,
+    ObservationArrays,
+    ReplicaArrays,
+    exchanged,
+)
 from tuner.core.protocols import FloatArray
 from tuner.core.scrapes import QUANTILES
 
@@ -41,9 +48,10 @@ def values_of(seen: Seen) -> FloatArray:
     # An engine's page counts no failure yet: what the router turns away never reached one.
     values[:, COLUMN["error_rate"]] = np.where(seen.finished > 0, 0.0, np.nan)
     values[:, _QUANTILES] = seen.quantiles_s
-    values[:, _COUNTED] = np.stack(
-        [seen.ready, seen.starting, seen.draining, seen.ready + seen.starting], axis=1
-    )
+    values[:, COLUMN["ready_replicas"]] = seen.ready
+    values[:, COLUMN["starting_replicas"]] = seen.starting
+    values[:, COLUMN["draining_replicas"]] = seen.draining
+    values[:, COLUMN["status_replicas"]] = seen.ready + seen.starting
     return values
 
 
@@ -93,7 +101,7 @@ class ObservedFleet:
         """
         self._seeds[rows] = seeds
         self._looks[rows] = 0
-        self._settings[rows] = settings
+        self._settings = exchanged(self._settings, rows, settings)
         self.fleet.reset(
             rows,
             start_s=start_s,
@@ -125,7 +133,7 @@ class ObservedFleet:
             lost = uniform(self._seeds, self._looks) < self._outage
             self._looks += window.length_s > 0
             values[np.flatnonzero(lost)[:, None], _SCRAPED] = np.nan
-            age_s[lost] = np.nan
+            age_s = np.where(lost, np.nan, age_s)
             replicas.values[lost] = np.nan
         now = ObservationArrays(
             knobs=self._knobs,
