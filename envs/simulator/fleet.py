@@ -32,7 +32,6 @@ from tuner.core.trace import Trace
 DEFAULT_SLO = Slo()
 _LEAST_FACTOR = {"kv": 0, "prefix_hits": 0, "slow": 1, "slow_slot": -1}
 """Least value of a factor; the others must be above 0."""
-_LEAST_SETTING = {"replicas": 0, "batch_size": 1, "threads": 1, "warmup_requests": 0}
 
 
 @dataclass(frozen=True, eq=False)
@@ -393,13 +392,14 @@ class Fleet:
         return list(self._executor.map(run, parts))
 
     def _checked(self, settings: FleetSettings, count: int) -> FleetSettings:
+        ranges = {"replicas": (0, self.slots), "batch_size": (1, None)}
+        ranges |= {"threads": (1, None), "warmup_requests": (0, None)}
         columns = {}
-        for name, low in _LEAST_SETTING.items():
+        for name, (low, high) in ranges.items():
             column = np.array(getattr(settings, name), dtype=np.int64)
             if column.shape != (count,):
                 raise ValueError(f"settings.{name} has shape {column.shape}; expected ({count},)")
-            high = self.slots if name == "replicas" else None
-            if (column < low).any() or (high is not None and (column > high).any()):
+            if np.any(column < low) or (high is not None and np.any(column > high)):
                 raise ValueError(
                     f"settings.{name} is {column.min()} to {column.max()}; expected {low} to "
                     f"{'any' if high is None else high}"

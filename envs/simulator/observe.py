@@ -33,10 +33,14 @@ _MEASURED = (
     *("kv_cache_usage", "queue_depth", "running", "in_flight"),
 )
 """Fields that the scrapes give as they are."""
-_OF_A_REPLICA = frozenset({"running", "queue_depth", "kv_cache_usage"})
-"""What a vLLM page tells of REPLICA_FIELDS."""
+_OF_A_REPLICA = {
+    REPLICA_FIELDS.index(name): f"replica_{name}"
+    for name in ("running", "queue_depth", "kv_cache_usage")
+}
+"""What a vLLM page tells of REPLICA_FIELDS: column -> field of Seen."""
 _COUNTED = [COLUMN[f"{word}_replicas"] for word in ("ready", "starting", "draining", "status")]
 """Replica counts; the orchestrator knows them, whatever becomes of the metrics source."""
+_OFF = int(ReplicaState.OFF)
 _SCRAPED = np.setdiff1d(np.arange(len(FIELDS)), _COUNTED)
 
 
@@ -115,7 +119,10 @@ class ObservedFleet:
 
     def apply(self, target: FloatArray) -> None:
         """Bring about `(n, knobs)` settings; NaN leaves a knob as it is."""
-        self._settings = np.where(np.isnan(target), self._settings, target)
+        settings = np.where(np.isnan(target), self._settings, target)
+        if np.array_equal(settings, self._settings):
+            return  # as at most ticks; the fleet acts on a change alone
+        self._settings = settings
         self.fleet.apply(self._fleet_settings(slice(None)))
 
     def _fleet_settings(self, rows: NDArray[np.intp] | slice) -> FleetSettings:
@@ -155,11 +162,10 @@ class ObservedFleet:
 
 def _replicas(seen: Seen) -> ReplicaArrays:
     values = np.full((*seen.replica_state.shape, len(REPLICA_FIELDS)), np.nan)
-    for column, name in enumerate(REPLICA_FIELDS):
-        if name in _OF_A_REPLICA:
-            values[:, :, column] = getattr(seen, f"replica_{name}")
+    for column, name in _OF_A_REPLICA.items():
+        values[:, :, column] = getattr(seen, name)
     # The fleet's codes are one ahead: its OFF is no replica, and no simulated one is ever PENDING.
-    off = seen.replica_state == ReplicaState.OFF
+    off = seen.replica_state == _OFF
     return ReplicaArrays(
         state=np.where(off, -1, seen.replica_state),
         age_s=seen.now_s[:, None] - seen.replica_started_s,

@@ -232,8 +232,9 @@ def arbitrate_arrays(tick: Tick, fallback: FloatArray, guardrails: Guardrails) -
     tripped = (trips != 0).any(axis=0)
 
     chosen = np.where(tripped[:, None], fallback, tick.proposed)
-    silent = np.isnan(chosen).all(axis=1)
-    wanted = np.rint(np.where(np.isnan(chosen), now.settings, chosen))
+    left_alone = np.isnan(chosen)
+    silent = left_alone.all(axis=1)
+    wanted = np.rint(np.where(left_alone, now.settings, chosen))
 
     shape = (len(guardrails.limits), *wanted.shape)
     low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
