@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import pickle
+import copy
 from dataclasses import astuple, replace
 
 import numpy as np
@@ -75,7 +75,7 @@ def test_replicas_are_read_like_a_tuple(looks):
         assert now.replicas[-1] == same[-1]
         assert now.replicas[1:] == same[1:]
         assert repr(now.replicas) == repr(same)
-        assert pickle.loads(pickle.dumps(now)) == now
+        assert copy.deepcopy(now) == now
         assert Observation.from_json(now.to_json()) == now
 
 
