@@ -10,7 +10,7 @@ from envs.simulator.cluster import SimulatedCluster
 from experiments.config import RunConfig
 from experiments.result import RequestTable, RunResult, TickTable
 from tuner.control.loop import ticks
-from tuner.core.audit import MemoryAudit
+from tuner.core.audit import NoAudit
 from tuner.core.clock import VirtualClock
 from tuner.core.decision import Decision, Guardrails
 from tuner.core.history import History
@@ -91,34 +91,51 @@ def run(
         scrape=config.scrape,
         record=True,
     )
-    audit = MemoryAudit()
-    outcomes: list[Outcome] = []
+    # Rows, not records: thousands of decisions with all that led to them would be kept alive, and
+    # the collector would walk through them again and again.
+    rows: list[dict[str, object]] = []
+    actions = 0
     billed_s = 0.0
     before_s = 0.0
     end_s = trace.last_arrival_s + config.overtime_s
-    for _ in ticks(
+    for history in ticks(
         cluster,
         clock,
         History(knobs),
         policy,
         guardrails or config.guardrails.build(),
         fallback,
-        audit,
+        NoAudit(),
         "simulate",
         every_s=config.tick_s,
     ):
         assert cluster.outcome is not None
-        outcomes.append(cluster.outcome)
-        at_s = audit.records[-1].observation.at_s
+        decision = history.decisions[-1]
+        rows.append(_tick_row(history.now, decision, cluster.outcome))
+        actions += bool(decision.changes)
+        at_s = history.now.at_s
         if not in_a_gap(trace, before_s, at_s):
             billed_s += cluster.billed_s
         before_s = at_s
-        if progress is not None and len(outcomes) % 64 == 0:
+        if progress is not None and len(rows) % 64 == 0:
             progress(min(1.0, clock.now_s() / end_s))
         if cluster.done or clock.now_s() >= end_s:
             break
-    return _result(
-        trace, profile, policy, seed, cluster, audit, outcomes, billed_s / 3600, settings or {}
+    table = TickTable.of(rows)
+    replica_hours = billed_s / 3600
+    return RunResult(
+        policy=policy.name,
+        seed=seed,
+        requests=_requests(trace, cluster),
+        ticks=table,
+        replica_hours=replica_hours,
+        gpu_hours=replica_hours * profile.gpus_per_replica,
+        span_s=trace.last_arrival_s - sum(gap.length_s for gap in trace.gaps),
+        actions=actions,
+        clamps=int(table.clamped.sum()),
+        trips=int(table.tripped.sum()),
+        pinned=profile.unmodelled_knobs(),
+        settings=settings or {},
     )
 
 
@@ -129,19 +146,9 @@ def _initial(knobs: KnobSpace, config: RunConfig, initial: Mapping[str, int]) ->
     return KnobSettings({**start, **initial})
 
 
-def _result(
-    trace: Trace,
-    profile: ServingProfile,
-    policy: Policy,
-    seed: int,
-    cluster: SimulatedCluster,
-    audit: MemoryAudit,
-    outcomes: list[Outcome],
-    replica_hours: float,
-    settings: Mapping[str, object],
-) -> RunResult:
+def _requests(trace: Trace, cluster: SimulatedCluster) -> RequestTable:
     requests = cluster.requests()
-    table = RequestTable(
+    return RequestTable(
         arrival_s=trace.arrival_s,
         prompt_tokens=trace.prompt_tokens,
         output_tokens=trace.output_tokens,
@@ -152,25 +159,6 @@ def _result(
         preemptions=requests.preemptions,
         rejected=requests.rejected,
         failed=requests.failed,
-    )
-    decisions = audit.decisions
-    rows = [
-        _tick_row(record.observation, record.decision, outcome)
-        for record, outcome in zip(audit.records, outcomes, strict=True)
-    ]
-    return RunResult(
-        policy=policy.name,
-        seed=seed,
-        requests=table,
-        ticks=TickTable.of(rows),
-        replica_hours=replica_hours,
-        gpu_hours=replica_hours * profile.gpus_per_replica,
-        span_s=trace.last_arrival_s - sum(gap.length_s for gap in trace.gaps),
-        actions=sum(1 for decision in decisions if decision.changes),
-        clamps=sum(1 for decision in decisions if decision.clamps),
-        trips=sum(1 for decision in decisions if decision.trips),
-        pinned=profile.unmodelled_knobs(),
-        settings=settings,
     )
 
 

@@ -58,8 +58,9 @@ class Entries:
 
     def mean(self, at_s: FloatArray, window_s: float) -> FloatArray:
         """`(n,)` the mean of the entries inside the window; NaN where there is none."""
-        count = self.younger(at_s, window_s).sum(axis=1)
-        total = self.total(at_s, window_s)
+        inside = self.younger(at_s, window_s)
+        count = inside.sum(axis=1)
+        total = np.where(inside, self.value, 0.0).sum(axis=1)
         mean: FloatArray = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
         return mean
 

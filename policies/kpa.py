@@ -132,7 +132,8 @@ class KpaRule:
         begin(memory, at_s, ready)
 
         stable = samples.mean(at_s, config.stable_window_s)
-        panic = np.nan_to_num(samples.mean(at_s, config.panic_window_s))
+        panic = samples.mean(at_s, config.panic_window_s)
+        panic = np.where(np.isnan(panic), 0.0, panic)
         wish = self.wish(at_s, ready, stable, panic, memory)
         known = ~np.isnan(wish.wanted)
         memory[known, _PANIC_AT] = wish.panic_at_s[known]

@@ -6,6 +6,7 @@ the same arithmetic for the control loop, as the batch of one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -74,15 +75,15 @@ def propose_one(rule: Rule, history: History) -> Proposal:
     memory = np.array([history.memory]) if history.memory else empty_memory(rule, 1)
     result = rule.decide(now, memory)
     wanted = {
-        name: float(value)
-        for name, value in zip(history.knobs.names, result.settings[0], strict=True)
-        if not np.isnan(value)
+        name: value
+        for name, value in zip(history.knobs.names, result.settings[0].tolist(), strict=True)
+        if not math.isnan(value)
     }
     raw = float(result.raw[0])
     return Proposal(
         settings=wanted,
-        memory=tuple(float(value) for value in result.memory[0]),
-        raw=None if np.isnan(raw) else raw,
+        memory=tuple(result.memory[0].tolist()),
+        raw=None if math.isnan(raw) else raw,
         why=result.why(0),
     )
 

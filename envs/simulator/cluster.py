@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cached_property
+from typing import overload
 
 import numpy as np
+from numpy.typing import NDArray
 
 from envs.config import FailureConfig, ScrapeConfig
 from envs.failures import with_failures
@@ -19,7 +24,7 @@ from tuner.core.observation import (
     REPLICA_FIELDS,
     REPLICA_STATES,
     Observation,
-    ObservationArrays,
+    ReplicaArrays,
     ReplicaObservation,
 )
 from tuner.core.profile import ServingProfile
@@ -122,40 +127,71 @@ class SimulatedCluster:
         now_s = self._clock.now_s()
         self.billed_s = 0.0
         if self._looked_s < self._last_arrival_s:
-            self._fleet.advance(np.array([min(now_s, self._last_arrival_s)]))
+            self._fleet.advance(min(now_s, self._last_arrival_s))
             self.billed_s = float(self._fleet.replica_seconds()[0])
-        self._fleet.advance(np.array([now_s]))
+        if now_s > self._last_arrival_s:
+            self._fleet.advance(now_s)
         seen, self.outcome = self._observed.look()
         self._looked_s = now_s
-        age_s = float(seen.age_s[0])
-        return Observation.from_row(
-            seen.values[0],
-            at_s=now_s,
-            window_s=self._window_s,
-            age_s=None if np.isnan(age_s) else age_s,
-            settings=self._knobs.settings(seen.settings[0]),
-            replicas=_replicas(seen),
-        )
+        slots = np.flatnonzero(seen.replicas.state[0] >= 0)
+        seen = replace(seen, replicas=seen.replicas.at(slots))
+        return seen.observation(self._window_s, SimulatedReplicas(slots, seen.replicas))
 
     def apply(self, decision: Decision) -> Receipt:
         self._observed.apply(self._knobs.row(decision.target)[None, :])
         return Receipt(at_s=self._clock.now_s(), applied=decision.target)
 
 
-def _replicas(seen: ObservationArrays) -> tuple[ReplicaObservation, ...]:
-    # Plain numbers before the loop: one by one out of an array they take five times as long.
-    state, age_s = seen.replicas.state[0].tolist(), seen.replicas.age_s[0].tolist()
-    values = seen.replicas.values[0].tolist()
-    return tuple(
-        ReplicaObservation(
-            name=f"replica-{slot}",
-            state=REPLICA_STATES[code],
-            age_s=age_s[slot],
-            **{
-                name: None if math.isnan(value) else value
-                for name, value in zip(REPLICA_FIELDS, values[slot], strict=True)
-            },
+class SimulatedReplicas(Sequence[ReplicaObservation]):
+    """The replicas of a simulated target, made for who looks: a tick that computes on columns
+    needs none, and making them took a seventh of its time."""
+
+    def __init__(self, slots: NDArray[np.intp], columns: ReplicaArrays) -> None:
+        """
+        Args:
+            slots: `(replicas,)` the fleet's slot of each.
+            columns: theirs, a batch of one target.
+        """
+        self._slots = slots
+        self._columns = columns
+
+    @cached_property
+    def _made(self) -> tuple[ReplicaObservation, ...]:
+        # Plain numbers before the loop: one by one out of an array they take five times as long.
+        columns = self._columns
+        return tuple(
+            ReplicaObservation(
+                name=f"replica-{slot}",
+                state=REPLICA_STATES[code],
+                age_s=age_s,
+                **{
+                    name: None if math.isnan(value) else value
+                    for name, value in zip(REPLICA_FIELDS, values, strict=True)
+                },
+            )
+            for slot, code, age_s, values in zip(
+                self._slots.tolist(),
+                columns.state[0].tolist(),
+                columns.age_s[0].tolist(),
+                columns.values[0].tolist(),
+                strict=True,
+            )
         )
-        for slot, code in enumerate(state)
-        if code >= 0
-    )
+
+    @overload
+    def __getitem__(self, place: int) -> ReplicaObservation: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[ReplicaObservation, ...]: ...
+    def __getitem__(
+        self, place: int | slice
+    ) -> ReplicaObservation | tuple[ReplicaObservation, ...]:
+        return self._made[place]
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and self._made == tuple(other)
+
+    def __repr__(self) -> str:
+        return repr(self._made)

@@ -170,7 +170,7 @@ class Fleet:
         self._arrival_s = trace.arrival_s
         self._requests = len(trace)
         self._executor = ThreadPoolExecutor(threads) if threads > 1 else None
-        self._threads = threads
+        self._parts = _parts(self.n, threads)
         self._scrape = scrape
         self._memory = allocate(trace, profile, self.n, slots, router, slo, jitter, record, scrape)
         self._memory.engine["drain_timeout_s"] = longest_drain_s
@@ -267,14 +267,14 @@ class Fleet:
         """Bring every env to its time, `(n,)` seconds, finite and not before its present one."""
         until_s = _column(until_s, self.n)
         clock_s = self._memory.envs["clock_s"]
-        if not np.all((until_s >= clock_s) & np.isfinite(until_s)):
+        if not ((until_s >= clock_s) & np.isfinite(until_s)).all():
             raise ValueError("until_s lies before an env's time or is not finite")
         window_s = 0.0
         if self._scrape is not None:
             window_s = self._scrape.window_s
             self._seen = empty_seen(self.n, self.slots, self._scrape.kept)
         seen = self._seen
-        pending = [(int(part[0]), int(part[-1]) + 1) for part in self._parts()]
+        pending = list(self._parts)
         while pending:
             memory = self._memory
 
@@ -384,11 +384,6 @@ class Fleet:
         )
         return done
 
-    def _parts(self) -> list[NDArray[np.intp]]:
-        """The envs in a few contiguous parts per thread, to even out their loads."""
-        parts = min(self.n, 1 if self._executor is None else 4 * self._threads)
-        return np.array_split(np.arange(self.n), parts)
-
     def _map(
         self, run: Callable[[tuple[int, int]], int], parts: list[tuple[int, int]]
     ) -> list[int]:
@@ -418,9 +413,16 @@ class Fleet:
         return FleetSettings(**columns)
 
 
+def _parts(n: int, threads: int) -> list[tuple[int, int]]:
+    """The envs in a few contiguous parts per thread, to even out their loads: first, and one after
+    the last."""
+    parts = min(n, 1 if threads == 1 else 4 * threads)
+    return [(int(part[0]), int(part[-1]) + 1) for part in np.array_split(np.arange(n), parts)]
+
+
 def _column(values: NDArray[np.float64] | float, count: int) -> NDArray[np.float64]:
     """One float64 per env, from one each or one for all.
 
     A copy: a read-only array would be another type to Numba, and compile everything once more.
     """
-    return np.array(np.broadcast_to(np.asarray(values, dtype=np.float64), (count,)))
+    return np.full(count, values, dtype=np.float64)

@@ -16,7 +16,14 @@ from envs.simulator.fields import Seen
 from envs.simulator.fleet import EnvFactors, Fleet, FleetSettings
 from envs.simulator.layout import ReplicaState
 from tuner.core.knobs import KnobSpace
-from tuner.core.observation import COLUMN, FIELDS, REPLICA_FIELDS, ObservationArrays, ReplicaArrays
+from tuner.core.observation import (
+    COLUMN,
+    FIELDS,
+    REPLICA_FIELDS,
+    ObservationArrays,
+    ReplicaArrays,
+    exchanged,
+)
 from tuner.core.protocols import FloatArray
 from tuner.core.scrapes import QUANTILES
 
@@ -26,10 +33,14 @@ _MEASURED = (
     *("kv_cache_usage", "queue_depth", "running", "in_flight"),
 )
 """Fields that the scrapes give as they are."""
-_OF_A_REPLICA = frozenset({"running", "queue_depth", "kv_cache_usage"})
-"""What a vLLM page tells of REPLICA_FIELDS."""
+_OF_A_REPLICA = {
+    REPLICA_FIELDS.index(name): f"replica_{name}"
+    for name in ("running", "queue_depth", "kv_cache_usage")
+}
+"""What a vLLM page tells of REPLICA_FIELDS: column -> field of Seen."""
 _COUNTED = [COLUMN[f"{word}_replicas"] for word in ("ready", "starting", "draining", "status")]
 """Replica counts; the orchestrator knows them, whatever becomes of the metrics source."""
+_OFF = int(ReplicaState.OFF)
 _SCRAPED = np.setdiff1d(np.arange(len(FIELDS)), _COUNTED)
 
 
@@ -41,9 +52,10 @@ def values_of(seen: Seen) -> FloatArray:
     # An engine's page counts no failure yet: what the router turns away never reached one.
     values[:, COLUMN["error_rate"]] = np.where(seen.finished > 0, 0.0, np.nan)
     values[:, _QUANTILES] = seen.quantiles_s
-    values[:, _COUNTED] = np.stack(
-        [seen.ready, seen.starting, seen.draining, seen.ready + seen.starting], axis=1
-    )
+    values[:, COLUMN["ready_replicas"]] = seen.ready
+    values[:, COLUMN["starting_replicas"]] = seen.starting
+    values[:, COLUMN["draining_replicas"]] = seen.draining
+    values[:, COLUMN["status_replicas"]] = seen.ready + seen.starting
     return values
 
 
@@ -93,7 +105,7 @@ class ObservedFleet:
         """
         self._seeds[rows] = seeds
         self._looks[rows] = 0
-        self._settings[rows] = settings
+        self._settings = exchanged(self._settings, rows, settings)
         self.fleet.reset(
             rows,
             start_s=start_s,
@@ -107,7 +119,10 @@ class ObservedFleet:
 
     def apply(self, target: FloatArray) -> None:
         """Bring about `(n, knobs)` settings; NaN leaves a knob as it is."""
-        self._settings = np.where(np.isnan(target), self._settings, target)
+        settings = np.where(np.isnan(target), self._settings, target)
+        if np.array_equal(settings, self._settings):
+            return  # as at most ticks; the fleet acts on a change alone
+        self._settings = settings
         self.fleet.apply(self._fleet_settings(slice(None)))
 
     def _fleet_settings(self, rows: NDArray[np.intp] | slice) -> FleetSettings:
@@ -125,7 +140,7 @@ class ObservedFleet:
             lost = uniform(self._seeds, self._looks) < self._outage
             self._looks += window.length_s > 0
             values[np.flatnonzero(lost)[:, None], _SCRAPED] = np.nan
-            age_s[lost] = np.nan
+            age_s = np.where(lost, np.nan, age_s)
             replicas.values[lost] = np.nan
         now = ObservationArrays(
             knobs=self._knobs,
@@ -147,11 +162,10 @@ class ObservedFleet:
 
 def _replicas(seen: Seen) -> ReplicaArrays:
     values = np.full((*seen.replica_state.shape, len(REPLICA_FIELDS)), np.nan)
-    for column, name in enumerate(REPLICA_FIELDS):
-        if name in _OF_A_REPLICA:
-            values[:, :, column] = getattr(seen, f"replica_{name}")
+    for column, name in _OF_A_REPLICA.items():
+        values[:, :, column] = getattr(seen, name)
     # The fleet's codes are one ahead: its OFF is no replica, and no simulated one is ever PENDING.
-    off = seen.replica_state == ReplicaState.OFF
+    off = seen.replica_state == _OFF
     return ReplicaArrays(
         state=np.where(off, -1, seen.replica_state),
         age_s=seen.now_s[:, None] - seen.replica_started_s,

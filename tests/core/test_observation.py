@@ -56,3 +56,13 @@ def test_an_observation_without_replicas_has_arrays_of_width_zero():
     arrays = ObservationArrays.of(knob_space(), Observation(at_s=0.0, window_s=15.0))
     assert arrays.replicas.state.shape == (1, 0)
     assert arrays.replicas.values.shape == (1, 0, 5)
+
+
+def test_an_observation_made_of_arrays_gives_them_back():
+    knobs = knob_space()
+    before = Observation(at_s=3.0, window_s=15.0, settings=knobs.defaults(), qps=2.5)
+    arrays = ObservationArrays.of(knobs, before)
+    after = arrays.observation(15.0)
+    assert after == before
+    assert ObservationArrays.of(knobs, after) is arrays
+    assert ObservationArrays.of(knobs, before) is not arrays

@@ -138,6 +138,16 @@ def _number(value: float | str | None) -> float:
     return math.nan if value is None else float(value)
 
 
+class NoAudit:
+    """Keeps nothing, for simulations that take from each tick what they need."""
+
+    def intent(self, mode: str, observation: Observation, decision: Decision) -> None:
+        pass
+
+    def receipt(self, decision: Decision, receipt: Receipt) -> None:
+        pass
+
+
 class MemoryAudit:
     """Keeps the records of a run in memory, for simulations and tests."""
 

@@ -7,6 +7,7 @@ sentences that people read.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum, StrEnum
@@ -111,9 +112,9 @@ class Decision:
     def changes(self) -> dict[str, tuple[int, int]]:
         """Knob -> (from, to) for every knob that moves."""
         return {
-            name: (self.settings[name], value)
+            name: (old, value)
             for name, value in self.target.items()
-            if name in self.settings and self.settings[name] != value
+            if (old := self.settings.get(name)) is not None and old != value
         }
 
     @property
@@ -231,8 +232,9 @@ def arbitrate_arrays(tick: Tick, fallback: FloatArray, guardrails: Guardrails) -
     tripped = (trips != 0).any(axis=0)
 
     chosen = np.where(tripped[:, None], fallback, tick.proposed)
-    silent = np.isnan(chosen).all(axis=1)
-    wanted = np.rint(np.where(np.isnan(chosen), now.settings, chosen))
+    left_alone = np.isnan(chosen)
+    silent = left_alone.all(axis=1)
+    wanted = np.rint(np.where(left_alone, now.settings, chosen))
 
     shape = (len(guardrails.limits), *wanted.shape)
     low, high = np.full(shape, -np.inf), np.full(shape, np.inf)
@@ -273,7 +275,7 @@ def propose(policy: Policy, history: History) -> Proposal | PolicyFault:
         return PolicyFault(
             Reason.ProposalUnknownKnob, f"proposed knob '{unknown[0]}'; known knobs: {known}"
         )
-    bad = {k: v for k, v in proposal.settings.items() if not np.isfinite(v)}
+    bad = {k: v for k, v in proposal.settings.items() if not math.isfinite(v)}
     if bad:
         knob, value = next(iter(bad.items()))
         return PolicyFault(Reason.ProposalNotFinite, f"proposed {value} for knob '{knob}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -121,11 +122,12 @@ class KnobSpace:
 
     def settings(self, row: Sequence[float] | NDArray[np.float64]) -> KnobSettings:
         """The inverse of `row`; NaN leaves the knob out."""
+        values = row.tolist() if isinstance(row, np.ndarray) else row
         return KnobSettings(
             {
                 name: int(value)
-                for name, value in zip(self.names, row, strict=True)
-                if not np.isnan(value)
+                for name, value in zip(self.names, values, strict=True)
+                if not math.isnan(value)
             }
         )
 

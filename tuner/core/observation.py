@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from typing import Any
@@ -108,7 +108,7 @@ class Observation:
     None when there is no sample at all."""
     settings: KnobSettings = field(default_factory=KnobSettings)
     """Knobs in force; a knob that could not be read is absent."""
-    replicas: tuple[ReplicaObservation, ...] = ()
+    replicas: Sequence[ReplicaObservation] = ()
     ages_s: Mapping[str, float] = field(default_factory=dict)
     """Scalar field -> age of its newest sample, s; empty where all are as old as `age_s` says."""
     estimates: tuple[str, ...] = ()
@@ -152,7 +152,7 @@ class Observation:
         window_s: float,
         age_s: float | None,
         settings: KnobSettings,
-        replicas: tuple[ReplicaObservation, ...] = (),
+        replicas: Sequence[ReplicaObservation] = (),
     ) -> Observation:
         """The inverse of `row`: NaN becomes None."""
         # mypy cannot see that these names are the scalar fields.
@@ -222,7 +222,7 @@ class ReplicaArrays:
     """`(n, replicas, len(REPLICA_FIELDS))`, NaN where there is no sample."""
 
     @classmethod
-    def of(cls, replicas: tuple[ReplicaObservation, ...]) -> ReplicaArrays:
+    def of(cls, replicas: Sequence[ReplicaObservation]) -> ReplicaArrays:
         """The replicas of one target as a batch of one."""
         values = [[getattr(replica, name) for name in REPLICA_FIELDS] for replica in replicas]
         shape = (1, len(replicas), len(REPLICA_FIELDS))
@@ -232,6 +232,14 @@ class ReplicaArrays:
             ).reshape(1, len(replicas)),
             age_s=np.array([[replica.age_s for replica in replicas]]).reshape(1, len(replicas)),
             values=np.array(values, dtype=np.float64).reshape(shape),
+        )
+
+    def at(self, places: NDArray[np.intp]) -> ReplicaArrays:
+        """The replicas in these `(k,)` places of every target."""
+        return ReplicaArrays(
+            state=self.state.take(places, axis=1),
+            age_s=self.age_s.take(places, axis=1),
+            values=self.values.take(places, axis=1),
         )
 
 
@@ -291,23 +299,49 @@ class ObservationArrays:
         The latest is kept: policy, fallback and guardrails look at the same one in turn, and making
         it takes longer than most rules.
         """
-        global _latest
         if _latest is not None and _latest[0] is now and _latest[1].knobs is knobs:
             return _latest[1]
-        made = cls(
+        return cls(
             knobs=knobs,
             at_s=np.array([now.at_s], dtype=np.float64),
             age_s=np.array([np.nan if now.age_s is None else now.age_s], dtype=np.float64),
             values=now.row()[None, :],
             settings=knobs.row(now.settings)[None, :],
             replicas=ReplicaArrays.of(now.replicas),
+        )._kept_for(now)
+
+    def observation(
+        self, window_s: float, replicas: Sequence[ReplicaObservation] = ()
+    ) -> Observation:
+        """The inverse of `of`: the only target as an observation.
+
+        From here on nobody may write to these arrays: `of` hands them out again.
+
+        Args:
+            window_s: length of the window that rates and percentiles cover.
+            replicas: the same that the arrays hold, with their names.
+        """
+        age_s = float(self.age_s[0])
+        now = Observation.from_row(
+            self.values[0],
+            at_s=float(self.at_s[0]),
+            window_s=window_s,
+            age_s=None if math.isnan(age_s) else age_s,
+            settings=self.knobs.settings(self.settings[0]),
+            replicas=replicas,
         )
-        of_replicas = (made.replicas.state, made.replicas.age_s, made.replicas.values)
-        for array in (made.at_s, made.age_s, made.values, made.settings, *of_replicas):
+        self._kept_for(now)
+        return now
+
+    def _kept_for(self, now: Observation) -> ObservationArrays:
+        """These arrays, read-only, for who next asks `of` about this observation."""
+        global _latest
+        of_replicas = (self.replicas.state, self.replicas.age_s, self.replicas.values)
+        for array in (self.at_s, self.age_s, self.values, self.settings, *of_replicas):
             array.flags.writeable = False
         # One reference, exchanged at once: another thread finds the old pair or the new one.
-        _latest = (now, made)
-        return made
+        _latest = (now, self)
+        return self
 
 
 _latest: tuple[Observation, ObservationArrays] | None = None

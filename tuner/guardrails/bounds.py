@@ -19,9 +19,7 @@ class Bounds:
 
     def interval(self, tick: Tick, fallback: BoolArray) -> tuple[FloatArray, FloatArray]:
         shape = tick.now.settings.shape
-        return np.broadcast_to(tick.now.knobs.low, shape), np.broadcast_to(
-            tick.now.knobs.high, shape
-        )
+        return np.full(shape, tick.now.knobs.low), np.full(shape, tick.now.knobs.high)
 
     def explain(self, tick: Tick, row: int, knob: int, wanted: float, allowed: float) -> str:
         spec = tick.now.knobs.specs[knob]
