@@ -1,0 +1,42 @@
+"""Who knew more in the simulation than it would beside a live fleet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from experiments.comparison import Comparison
+from experiments.oracles import CLAIRVOYANT
+from experiments.readable import listed
+from policies import POLICIES
+
+
+def advantages(comparison: Comparison) -> list[str]:
+    """A sentence for each kind of knowledge that a reader must allow for; empty where none had."""
+    return [*_best_case(comparison), *_looked(comparison)]
+
+
+def _best_case(comparison: Comparison) -> Iterator[str]:
+    names = [
+        outcome.name
+        for outcome in comparison.policies
+        if outcome.policy in POLICIES
+        and POLICIES[outcome.policy].modelled
+        and not outcome.options.get("profile")
+    ]
+    if names:
+        one = len(names) == 1
+        yield (
+            f"{listed(names)} {'reckons' if one else 'reckon'} with a performance model of a "
+            f"replica, and {'its' if one else 'their'} model is the very profile that is "
+            f"simulated: {'its' if one else 'their'} best case. A live fleet is off its profile."
+        )
+
+
+def _looked(comparison: Comparison) -> Iterator[str]:
+    oracles = comparison.oracles
+    if oracles is not None:
+        plans = {point.plan.wanted.tobytes() for point in oracles.frontiers[CLAIRVOYANT].points}
+        yield (
+            f"{CLAIRVOYANT} is the plan that came out cheapest, of {len(plans)} that were checked "
+            "in the simulator on the compared seeds: it looked at the runs that it is judged by."
+        )
