@@ -28,7 +28,7 @@ def _best_case(comparison: Comparison) -> Iterator[str]:
         yield (
             f"{listed(names)} {'reckons' if one else 'reckon'} with a performance model of a "
             f"replica, and {'its' if one else 'their'} model is the very profile that is "
-            f"simulated: {'its' if one else 'their'} best case. A live fleet is off its profile."
+            f"simulated: {'its' if one else 'their'} best case. A live fleet differs from its profile."
         )
 
 
@@ -37,6 +37,7 @@ def _looked(comparison: Comparison) -> Iterator[str]:
     if oracles is not None:
         plans = {point.plan.wanted.tobytes() for point in oracles.frontiers[CLAIRVOYANT].points}
         yield (
-            f"{CLAIRVOYANT} is the plan that came out cheapest, of {len(plans)} that were checked "
-            "in the simulator on the compared seeds: it looked at the runs that it is judged by."
+            f"Of {len(plans)} plans of {CLAIRVOYANT}, each checked in the simulator on the compared "
+            "seeds, the cheapest that holds the goal is shown: it has seen the runs that it is "
+            "judged by."
         )

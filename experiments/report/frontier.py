@@ -76,6 +76,7 @@ def frontier(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str,
                     # Beside the plot: inside it, a mark may lie anywhere.
                     "x": 1,
                     "xanchor": "left",
+                    "xshift": 4,
                     "y": _height(goal, top),
                     "yanchor": "middle",
                     "text": f"goal<br>{100 * goal:g} %",

@@ -145,7 +145,7 @@ def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
         outcome.name: Cell(
             figure(name, means[outcome.name]),
             shown_interval(name, outcome.estimates[name].ci95, means[outcome.name]),
-            best is not None and means[outcome.name] == best,
+            outcome.name not in BOUNDS and means[outcome.name] == best,
         )
         for outcome in comparison.policies
     }

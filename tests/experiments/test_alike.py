@@ -11,8 +11,8 @@ from experiments.report.alike import alike_sentence
                 **{"requests": "9", "completed": "9", "failed": "0", "rejected": "0"},
                 **{"unfinished": "0", "prompt_tokens": "3.91 M", "clamps": "0", "trips": "0"},
             },
-            "The same for every policy: 9 requests, all completed, 3.91 M prompt tokens; no failed, "
-            "rejected or unfinished requests; no clamps or trips.",
+            "The same for every policy: 9 requests, all completed, 3.91 M prompt tokens; "
+            "no failed, rejected or unfinished requests; no clamps or trips.",
         ),
         ({"requests": "9"}, "The same for every policy: 9 requests."),
         (
