@@ -24,11 +24,11 @@ def _best_case(comparison: Comparison) -> Iterator[str]:
         and not outcome.options.get("profile")
     ]
     if names:
-        one = len(names) == 1
+        reckon, their = ("reckons", "its") if len(names) == 1 else ("reckon", "their")
         yield (
-            f"{listed(names)} {'reckons' if one else 'reckon'} with a performance model of a "
-            f"replica, and {'its' if one else 'their'} model is the very profile that is "
-            f"simulated: {'its' if one else 'their'} best case. A live fleet differs from its profile."
+            f"{listed(names)} {reckon} with a performance model of a replica, and {their} model is "
+            f"the very profile that is simulated: {their} best case. A live fleet differs from its "
+            "profile."
         )
 
 
@@ -37,7 +37,7 @@ def _looked(comparison: Comparison) -> Iterator[str]:
     if oracles is not None:
         plans = {point.plan.wanted.tobytes() for point in oracles.frontiers[CLAIRVOYANT].points}
         yield (
-            f"Of {len(plans)} plans of {CLAIRVOYANT}, each checked in the simulator on the compared "
-            "seeds, the cheapest that holds the goal is shown: it has seen the runs that it is "
-            "judged by."
+            f"Of {len(plans)} plans of {CLAIRVOYANT}, each checked in the simulator on the "
+            "compared seeds, the cheapest that holds the goal is shown: it has seen the runs that "
+            "it is judged by."
         )

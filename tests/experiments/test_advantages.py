@@ -44,4 +44,6 @@ def test_the_oracle_is_said_to_have_looked_at_its_runs():
     oracles = Oracles((0.99,), 0.99, (1,), 15.0, {CLAIRVOYANT: Frontier(tuple(points))})
     (said,) = advantages(replace(comparison(), oracles=oracles))
     # Two prices gave the same plan.
-    assert said.startswith("Of 2 plans of oracle-b, each checked in the simulator on the compared seeds")
+    assert said.startswith(
+        "Of 2 plans of oracle-b, each checked in the simulator on the compared seeds"
+    )
