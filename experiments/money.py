@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -62,10 +63,25 @@ def simulated_h(comparison: Comparison) -> float:
     return (trace.last_arrival_s - sum(gap.length_s for gap in trace.gaps)) / 3600
 
 
-def usd(value: float) -> str:
-    """`USD 1,234`; cents below a hundred."""
+def usd(value: float, around: float | None = None) -> str:
+    """`USD 1,234`; cents below a hundred.
+
+    Args:
+        around: the figure that this is a bound of, whose digits it gets; None: the value itself.
+    """
+    size = abs(value if around is None else around)
     sign = "\N{MINUS SIGN}" if value < 0 else ""
-    return f"{sign}USD {abs(value):,.{0 if abs(value) >= 100 else 2}f}"
+    return f"{sign}USD {abs(value):,.{0 if size >= 100 else 2}f}"
+
+
+def rough_usd(value: float) -> str:
+    """Three digits, as an extrapolation has at most: `USD 297 k`, `USD 1.23 M`."""
+    rounded = float(f"{value:.3g}")
+    for unit, name in ((1e9, " bn"), (1e6, " M"), (1e3, " k")):
+        if rounded >= unit:
+            digits = 2 - math.floor(math.log10(rounded / unit))
+            return f"USD {rounded / unit:.{digits}f}{name}"
+    return usd(value)
 
 
 def _bill(comparison: Comparison, outcome: PolicyOutcome, price: Price, months: float) -> Bill:

@@ -90,15 +90,25 @@ def percent(share: float, digits: int = 1) -> str:
     return _signed(f"{100 * share:.{digits}f}") + " %"
 
 
+def signed_percent(share: float) -> str:
+    """A change with its sign: 0.123 is +12.3 %."""
+    return ("+" if share > 0 else "") + percent(share)
+
+
 def setting_text(value: object) -> str:
     """The value of an option or of a configuration's key."""
     if value is None:
         return "not set"
     if isinstance(value, float):
         return f"{value:g}"
-    if isinstance(value, Mapping | tuple | list) and not value:
+    if isinstance(value, str | Mapping | tuple | list) and not value:
         return "none"
     return str(value)
+
+
+def brief(value: float) -> str:
+    """A setting in a sentence: four digits, more only of whole thousands."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def duration(seconds: float) -> str:
@@ -109,9 +119,9 @@ def duration(seconds: float) -> str:
     return f"{seconds:.3g} s"
 
 
-def listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str], word: str = "and") -> str:
     """`a, b and c`."""
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} {word} {names[-1]}"
 
 
 def clock(seconds: float) -> str:

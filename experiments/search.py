@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from experiments.readable import figure, percent
+from experiments.readable import brief, figure, percent
 from experiments.summary import Figures, figures_from, plain
 from experiments.sweep import rounded, towards
 from policies import POLICIES, Load, Options, OptionValue, Parameter, Target
@@ -81,7 +81,8 @@ class Search:
     @property
     def setting(self) -> str:
         """What was taken, in words: `hpa with target 1,580, tolerance 0.05`."""
-        return f"{self.policy} {options_in_words(self.chosen.options)}"
+        given = "with " if self.chosen.options else ""
+        return f"{self.policy} {given}{options_in_words(self.chosen.options)}"
 
     @property
     def sentence(self) -> str:
@@ -100,11 +101,11 @@ class Search:
 
 
 def options_in_words(options: Mapping[str, OptionValue]) -> str:
-    """`with target 1,580, tolerance 0.05`; `as shipped` where nothing is set."""
+    """`target 1,580, tolerance 0.05`; `as shipped` where nothing is set."""
     if not options:
         return "as shipped"
-    shown = (f"{k} {v if isinstance(v, str) else format(v, ',g')}" for k, v in options.items())
-    return f"with {', '.join(shown)}"
+    shown = (f"{k} {v if isinstance(v, str) else brief(v)}" for k, v in options.items())
+    return ", ".join(shown)
 
 
 def _reaches(figures: Figures) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, PolicyOutcome
-from experiments.readable import NOTHING, setting_text
+from experiments.readable import setting_text
 from experiments.run import target_knobs
 from policies import POLICIES, Options, Target
 
@@ -49,7 +49,7 @@ def settings_of(comparison: Comparison, outcome: PolicyOutcome) -> list[Setting]
 
 def default_text(setting: Setting) -> str:
     """The default in words."""
-    return NOTHING if setting.default is None else setting_text(setting.default)
+    return "none" if setting.default is None else setting_text(setting.default)
 
 
 def _tuned(comparison: Comparison, outcome: PolicyOutcome) -> set[str]:

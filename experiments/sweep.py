@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from experiments.config import SweepConfig
-from experiments.readable import figure, percent
+from experiments.readable import brief, figure, percent
 from experiments.summary import Figures
 from policies import Parameter
 
@@ -50,8 +50,14 @@ class Sweep:
     """Whether the chosen point reaches the goal; else it is the one with the best attainment."""
 
     def setting(self, value: float) -> str:
-        """A value in words: `static with 12 replicas`."""
-        return f"{self.policy} with {value:,g} {self.unit}"
+        """A value in words: `static with 12 replicas`, `hpa with target 696 output tokens/s`.
+
+        The option is named unless its unit is its name; a unit is, where it is a word.
+        """
+        if self.option == self.unit:
+            return f"{self.policy} with {brief(value)} {self.unit.removesuffix('s' * (value == 1))}"
+        unit = f" {self.unit}" if self.unit not in ("", "0-1") else ""
+        return f"{self.policy} with {self.option} {brief(value)}{unit}"
 
     @property
     def sentence(self) -> str:

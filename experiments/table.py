@@ -1,53 +1,91 @@
-"""A comparison on a terminal: the report's figures and verdict in 80 columns."""
+"""A comparison on a terminal: verdict, figures, settings and notes in 80 columns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from experiments.advantages import advantages
 from experiments.best import lead
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.oracles.words import oracle_sentences
-from experiments.readable import figure, shown_interval
-from experiments.summary import METRICS
-from experiments.verdict import Standing, notes, verdicts
+from experiments.ranking import STYLES, how_to_read, ranking
+from experiments.readable import brief, figure, shown_interval
+from experiments.search import options_in_words
+from experiments.summary import METRICS, Figures
+from experiments.verdict import notes, verdicts
 
 FEW = 4
-"""Policies whose verdicts a terminal has room for in full; of more, the report tells them."""
+"""Policies, bounds among them, that a terminal has room for in full: every figure of each, and its
+verdict; of more it shows a row each."""
 ACROSS = 3
 """Policies side by side: as many as 80 columns hold with their intervals."""
-
-_STYLE = {Standing.WINS: "green", Standing.LOSES: "red"}
 
 
 def print_comparison(comparison: Comparison, console: Console) -> None:
     """The verdict, the figures, how the rules were tuned, and what to mind."""
+    few = len(comparison.policies) <= FEW
     best = lead(comparison)
     if best is not None:
         console.print(Text(best.sentence, style="bold"))
         for detail in best.details:
             console.print(Padding(Text(detail), (0, 0, 0, 2)))
+    if few:
+        _print_each(comparison, console)
+    else:
+        console.print(ranking(comparison, console))
+        console.print(Text(how_to_read(comparison), style="dim"))
+    if comparison.oracles is not None:
+        regrets = {outcome.name: comparison.regret(outcome) for outcome in comparison.policies}
+        for sentence in oracle_sentences(comparison.oracles, regrets if few else {}):
+            console.print(Text(f"{sentence}."))
+    tuned = list(_tuned(comparison))
+    if tuned:
+        console.print(Text("Settings that were found, with what they reached in tuning:", "bold"))
+        grid = Table.grid(padding=(0, 1))
+        for name, setting in tuned:
+            grid.add_row(Text(f"{name}:"), Text(setting))
+        console.print(grid)
+    for note in (*notes(comparison), *advantages(comparison)):
+        console.print(Text("note: ", style="yellow") + Text(note))
+    more = "" if few else "every figure with its intervals, each policy's verdict, "
+    console.print(
+        Text(
+            f"The report has more: {more}cost against attainment and at the same attainment, "
+            "money, what happened when, where each policy lost, every trial and setting."
+        )
+    )
+
+
+def _print_each(comparison: Comparison, console: Console) -> None:
     for verdict in verdicts(comparison):
-        badge = Text(f"{verdict.standing}: ", style=_STYLE.get(verdict.standing, "bold"))
+        badge = Text(f"{verdict.standing}: ", style=STYLES.get(verdict.standing, "bold"))
         console.print(badge + Text(verdict.headline))
-        for detail in verdict.details if len(comparison.policies) <= FEW else ():
+        for detail in verdict.details:
             console.print(Padding(Text(detail), (0, 0, 0, 2)))
     for start in range(0, len(comparison.policies), ACROSS):
         console.print(_figures(comparison, comparison.policies[start : start + ACROSS]))
-    for sweep in comparison.tuning.sweeps.values():
-        console.print(Text(f"{sweep.sentence}."))
-    if comparison.oracles is not None:
-        regrets = {outcome.name: comparison.regret(outcome) for outcome in comparison.policies}
-        for sentence in oracle_sentences(comparison.oracles, regrets):
-            console.print(Text(f"{sentence}."))
-    for search in comparison.tuning.searches.values():
-        console.print(Text(f"{search.sentence}."))
-    for note in notes(comparison):
-        console.print(Text("note: ", style="yellow") + Text(note))
+
+
+def _tuned(comparison: Comparison) -> Iterator[tuple[str, str]]:
+    """Rule, and its setting with what that took and reached: a line of each that was tuned."""
+    for name, sweep in comparison.tuning.sweeps.items():
+        setting = f"{sweep.option} {brief(sweep.chosen.value)}"
+        yield name, _found(setting, len(sweep.points), sweep.chosen.figures, sweep.reached)
+    for name, search in comparison.tuning.searches.items():
+        setting = options_in_words(search.chosen.options)
+        yield name, _found(setting, search.budget, search.chosen.figures, search.reached)
+
+
+def _found(setting: str, trials: int, figures: Figures, reached: bool) -> str:
+    attainment = figure("slo_attainment", figures.slo_attainment)
+    missed = "" if reached else ", below the goal"
+    hours = figure("gpu_hours", figures.gpu_hours)
+    return f"{setting} ({trials} trials, {attainment} for {hours} GPU hours{missed})"
 
 
 def _figures(comparison: Comparison, outcomes: Sequence[PolicyOutcome]) -> Table:

@@ -211,7 +211,7 @@ def print_tuned(found: Mapping[str, Tuned], console: Console) -> None:
     table.add_column("SLO attainment", justify="right")
     table.add_column("GPU hours", justify="right")
     for name, tuned in found.items():
-        best = options_in_words(tuned.tuned.options).removeprefix("with ")
+        best = options_in_words(tuned.tuned.options)
         rows = {best: tuned.tuned.trial(), "as shipped": tuned.shipped.trial()}
         for setting, trial in rows.items():
             mark = "" if trial.figures.slo_attainment >= tuned.goal else " *"

@@ -17,6 +17,7 @@ from experiments.readable import (
     figure,
     listed,
     percent,
+    signed_percent,
 )
 from experiments.statistics import MIN_BLOCKS
 from experiments.workbench import STATIC
@@ -105,12 +106,16 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
     for trace, names in tuned_on.items():
         yield f"{_were(names)} tuned on {trace}, not on the load that is compared here."
     yield from _budget_notes(comparison)
-    rules = {o.name: POLICIES[o.policy] for o in comparison.policies if o.policy in POLICIES}
-    if rules:
-        tick_s = comparison.config.run.tick_s
-        periods = (f"{name} {entry.tick_s or tick_s:g} s" for name, entry in rules.items())
+    tick_s = comparison.config.run.tick_s
+    periods: dict[float, list[str]] = {}
+    for outcome in comparison.policies:
+        if outcome.policy in POLICIES:
+            own_s = POLICIES[outcome.policy].tick_s or tick_s
+            periods.setdefault(own_s, []).append(outcome.name)
+    if periods:
+        said = "; ".join(f"{listed(names)} {own_s:g} s" for own_s, names in sorted(periods.items()))
         yield (
-            f"Rules ran at their own periods ({', '.join(periods)}) and under the bounds of the "
+            f"Rules ran at their own periods ({said}) and under the bounds of the "
             "knobs alone: how far a rule steps and what it does without data is part of the rule. "
             f"Learned policies run every {tick_s:g} s, under every guardrail."
         )
@@ -127,10 +132,10 @@ def _budget_notes(comparison: Comparison) -> Iterator[str]:
         budgets.setdefault((search.budget, search.simulated_s), []).append(name)
     for (trials, simulated_s), names in budgets.items():
         each = " each" if len(names) > 1 else ""
-        yield (
-            f"{_were(names)} tuned in {trials} trials, {simulated_s / 3600:,.1f} simulated "
-            f"hours{each}."
-        )
+        # Most often all had the same, and are listed where it says on what they were tuned.
+        all_of = len(budgets) == 1 and len(names) > 2
+        who = f"All {len(names)} searched rules were" if all_of else _were(names)
+        yield f"{who} tuned in {trials} trials, {simulated_s / 3600:,.1f} simulated hours{each}."
     for outcome in comparison.policies:
         learned = outcome.runs[0].settings.get("simulated hours")
         if isinstance(learned, int | float):
@@ -225,7 +230,7 @@ def _verdict(comparison: Comparison, outcome: PolicyOutcome) -> Verdict:
         standing=standing,
         headline=_headline(outcome.name, base.name, standing, serves, saves, relative, attainment),
         details=(
-            _figures("GPU hours", "gpu_hours", outcome, base, f" ({_signed_percent(relative)})"),
+            _figures("GPU hours", "gpu_hours", outcome, base, f" ({signed_percent(relative)})"),
             _figures("SLO attainment", "slo_attainment", outcome, base, ""),
             *_how_far(attainment, cost),
             *_against_curves(comparison, outcome),
@@ -344,7 +349,3 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
             f"{compared}."
         )
     return found
-
-
-def _signed_percent(share: float) -> str:
-    return ("+" if share > 0 else "") + percent(share)

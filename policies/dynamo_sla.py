@@ -151,4 +151,4 @@ def search(load: Load) -> tuple[Parameter, ...]:
     )
 
 
-ENTRY = Entry(build, search, tick_s=TICK_S)
+ENTRY = Entry(build, search, tick_s=TICK_S, modelled=True)

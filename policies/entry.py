@@ -95,3 +95,6 @@ class Entry:
     search: Search = no_search
     tick_s: float | None = None
     """Seconds between two looks of the original; None: it has no period of its own."""
+    modelled: bool = False
+    """Whether it reckons with a performance model of a replica (`PerfModel`), which is the target's
+    profile: where that is what is simulated, the rule's best case."""

@@ -268,4 +268,4 @@ def search(load: Load) -> tuple[Parameter, ...]:
     )
 
 
-ENTRY = Entry(build, search, tick_s=15.0)
+ENTRY = Entry(build, search, tick_s=15.0, modelled=True)

@@ -73,18 +73,20 @@ def frontier(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str,
             "annotations": [
                 {
                     "xref": "paper",
+                    # Beside the plot: inside it, a mark may lie anywhere.
                     "x": 1,
-                    "xanchor": "right",
+                    "xanchor": "left",
+                    "xshift": 4,
                     "y": _height(goal, top),
-                    "yanchor": "bottom",
-                    "text": f"goal {100 * goal:g} %",
+                    "yanchor": "middle",
+                    "text": f"goal<br>{100 * goal:g} %",
                     "showarrow": False,
                     "font": {"color": "--goal", "size": 12},
                 }
             ],
             "hovermode": "closest",
             "showlegend": False,
-            "margin": {"l": 72, "r": 16, "t": 16, "b": 52},
+            "margin": {"l": 72, "r": 48, "t": 16, "b": 52},
         },
     }
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from experiments.advantages import advantages
 from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison
 from experiments.losses import losses
@@ -80,9 +81,11 @@ def _figures(comparison: Comparison) -> Iterator[str]:
         f"brackets. Policies that reach the goal of {goal} stand first, by cost."
     )
     yield ""
-    service, latency, _ = figure_tables(comparison)
+    service, latency, happened = figure_tables(comparison)
     yield from _table(service, below_goal(comparison), comparison.baseline)
     yield from _folded("Latency", _table(latency))
+    counts = _table(happened) if happened.columns else []
+    yield from _folded(happened.title, [_text(happened.alike), "", *counts])
     yield from _folded("Cost at the same attainment, GPU hours", _table(equal_table(comparison)))
     price = price_of(comparison)
     if price is not None:
@@ -147,6 +150,9 @@ def _simulated(comparison: Comparison) -> Iterator[str]:
     else:
         yield "The profile states no error against measurements."
     yield ""
+    for sentence in advantages(comparison):
+        yield _text(sentence)
+        yield ""
 
 
 def _table(table: PolicyTable, below: list[str] | None = None, baseline: str = "") -> list[str]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments.advantages import advantages
 from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.equal_attainment import equal_costs
@@ -106,6 +107,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         settings=[(name, *setting_rows(comparison, comparison[name])) for name in order],
         config=list(_flat(asdict(comparison.config))),
         profile=comparison.profile,
+        advantages=advantages(comparison),
         errors=errors,
         largest_error=_largest_error(comparison.profile),
     )
@@ -200,7 +202,10 @@ def search_table(search: Search) -> SearchTable:
         SweepRow(
             str(number) if trial.options else "as shipped",
             (
-                *(setting_text(trial.options.get(name, "")) for name in options),
+                *(
+                    setting_text(trial.options[name]) if name in trial.options else ""
+                    for name in options
+                ),
                 *(figure(name, getattr(trial.figures, name)) for name in SWEEP_FIGURES),
             ),
             trial == search.chosen,
@@ -223,14 +228,20 @@ class SettingRow:
 def setting_rows(
     comparison: Comparison, outcome: PolicyOutcome
 ) -> tuple[list[SettingRow], list[SettingRow]]:
-    """Options of a policy that were changed, and those that have their default."""
+    """Options of a policy that were changed, and those that have their default.
+
+    A default that is nothing, as no file is, is left out.
+    """
     changed: list[SettingRow] = []
     unchanged: list[SettingRow] = []
     for setting in settings_of(comparison, outcome):
         row = SettingRow(
             setting.name, setting_text(setting.value), default_text(setting), setting.tuned
         )
-        (changed if setting.changed else unchanged).append(row)
+        if setting.changed:
+            changed.append(row)
+        elif setting.value not in ("", None):
+            unchanged.append(row)
     return changed, unchanged
 
 

@@ -8,8 +8,17 @@ from dataclasses import dataclass
 from experiments.best import ranked
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.equal_attainment import EqualCost, equal_costs, levels
-from experiments.money import Bill, Price, bills, usd
-from experiments.readable import NOTHING, duration, figure, listed, percent, shown_interval
+from experiments.money import Bill, Price, bills, rough_usd, usd
+from experiments.readable import (
+    NOTHING,
+    duration,
+    figure,
+    listed,
+    percent,
+    shown_interval,
+    signed_percent,
+)
+from experiments.report.alike import alike_sentence
 from experiments.summary import METRICS
 from experiments.verdict import BOUNDS
 from tuner.core.profile import ServingProfile
@@ -73,12 +82,15 @@ class PolicyTable:
     title: str
     columns: Sequence[Column]
     rows: Sequence[tuple[str, Sequence[Cell]]]
+    alike: str = ""
+    """What is the same in every row, and therefore no column, in a sentence."""
 
 
+HAPPENED = "What happened"
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "Service and cost": ("slo_attainment", "gpu_hours", "replica_hours", "goodput_qps"),
     "Latency": ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
-    "What happened": (
+    HAPPENED: (
         *("requests", "completed", "failed", "rejected", "unfinished"),
         *("prompt_tokens", "output_tokens"),
         *("preemptions", "actions", "clamps", "trips"),
@@ -95,8 +107,12 @@ def figure_tables(comparison: Comparison) -> list[PolicyTable]:
 
 
 def _figures(comparison: Comparison, title: str, names: Sequence[str]) -> PolicyTable:
-    columns = [Column(_BY_NAME[name].label, _BY_NAME[name].meaning) for name in names]
     cells = {name: _column(comparison, name) for name in names}
+    alike = {}
+    if title == HAPPENED:
+        alike = {n: next(iter(c.values())).value for n, c in cells.items() if _one_value(c)}
+        names = [name for name in names if name not in alike]
+    columns = [Column(_BY_NAME[name].label, _BY_NAME[name].meaning) for name in names]
     order = ranked(comparison)
     rows = [(outcome.name, [cells[name][outcome.name] for name in names]) for outcome in order]
     if title == next(iter(GROUPS)):
@@ -108,7 +124,13 @@ def _figures(comparison: Comparison, title: str, names: Sequence[str]) -> Policy
             (outcome.name, [*row, _against(outcome, base)])
             for outcome, (_, row) in zip(order, rows, strict=True)
         ]
-    return PolicyTable(title, columns, rows)
+    return PolicyTable(title, columns, rows, alike_sentence(alike))
+
+
+def _one_value(column: Mapping[str, Cell]) -> bool:
+    """Whether every policy shows the same, and every seed too."""
+    spread = any(cell.interval for cell in column.values())
+    return not spread and len({cell.value for cell in column.values()}) == 1
 
 
 def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
@@ -123,7 +145,7 @@ def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
         outcome.name: Cell(
             figure(name, means[outcome.name]),
             shown_interval(name, outcome.estimates[name].ci95, means[outcome.name]),
-            best is not None and means[outcome.name] == best,
+            outcome.name not in BOUNDS and means[outcome.name] == best,
         )
         for outcome in comparison.policies
     }
@@ -134,8 +156,8 @@ def _against(outcome: PolicyOutcome, base: float) -> Cell:
     if gap is None or base <= 0:
         return Cell("")
     bounds = None if gap.ci95 is None else (gap.ci95[0] / base, gap.ci95[1] / base)
-    span = "" if bounds is None else f"{_signed(bounds[0])} to {_signed(bounds[1])}"
-    return Cell(_signed(gap.mean / base), span)
+    ends = [] if bounds is None else [signed_percent(end).removesuffix(" %") for end in bounds]
+    return Cell(signed_percent(gap.mean / base), " to ".join(ends))
 
 
 def equal_table(comparison: Comparison) -> PolicyTable:
@@ -144,7 +166,7 @@ def equal_table(comparison: Comparison) -> PolicyTable:
     regret = has_regret(found)
     columns = []
     for level in levels(comparison):
-        columns.append(Column(f"at {percent(level)}"))
+        columns.append(Column(f"at {percent(level)}".replace(" %", "\N{NO-BREAK SPACE}%")))
         if regret:
             columns.append(Column("regret", "GPU hours over those of the clairvoyant oracle-b"))
     rows = []
@@ -153,7 +175,7 @@ def equal_table(comparison: Comparison) -> PolicyTable:
         for cost in found[outcome.name]:
             cells.append(_equal(cost))
             if regret:
-                cells.append(Cell(NOTHING if cost.regret is None else _signed(cost.regret)))
+                cells.append(Cell(NOTHING if cost.regret is None else signed_percent(cost.regret)))
         rows.append((outcome.name, cells))
     return PolicyTable("At the same attainment", columns, rows)
 
@@ -189,7 +211,7 @@ def _bill(bill: Bill) -> list[Cell]:
         Cell("") if bill.saved is None else _usd(bill.saved),
         _usd(bill.million_tokens),
         _usd(bill.million_output_tokens),
-        Cell(usd(bill.month)),
+        Cell(rough_usd(bill.month)),
     ]
 
 
@@ -199,9 +221,5 @@ def _usd(estimate: Estimate) -> Cell:
     value = usd(estimate.mean)
     if estimate.ci95 is None:
         return Cell(value)
-    low, high = (usd(bound).replace("USD ", "") for bound in estimate.ci95)
+    low, high = (usd(bound, estimate.mean).replace("USD ", "") for bound in estimate.ci95)
     return Cell(value, "" if low == high else f"{low} to {high}")
-
-
-def _signed(share: float) -> str:
-    return ("+" if share > 0 else "") + percent(share)

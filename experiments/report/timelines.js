@@ -51,6 +51,14 @@ function stacked(plot, shown) {
   return { data, layout };
 }
 
+// Over less than two decades 1, 2 and 5 of each: powers of ten alone would be one label or none.
+function steps(least, most) {
+  if (most / least >= 100) return {};
+  const decades = [...Array(3).keys()].map((place) => 10 ** (Math.floor(Math.log10(least)) + place));
+  const tickvals = decades.flatMap((decade) => [1, 2, 5].map((step) => Number((step * decade).toPrecision(1))));
+  return { tickvals, ticktext: tickvals.map(String) };
+}
+
 // A range that shows the objective as well as the lines.
 function reaching(panel) {
   if (panel.objective === null) return {};
@@ -58,5 +66,5 @@ function reaching(panel) {
   const most = values.reduce((a, b) => Math.max(a, b));
   if (panel.axis.type !== "log") return { range: [0, 1.1 * most] };
   const least = values.filter((value) => value > 0).reduce((a, b) => Math.min(a, b));
-  return { range: [Math.log10(least / 1.3), Math.log10(1.3 * most)] };
+  return { range: [Math.log10(least / 1.3), Math.log10(1.3 * most)], ...steps(least / 1.3, 1.3 * most) };
 }

@@ -7,7 +7,7 @@ from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig, RunConfig
 from experiments.equal_attainment import equal_costs, levels
 from experiments.job import RunDigest
-from experiments.money import HOURS_PER_MONTH, bills, price_of, usd
+from experiments.money import HOURS_PER_MONTH, bills, price_of, rough_usd, usd
 from experiments.statistics import seeds_interval
 from experiments.summary import METRICS
 from experiments.sweep import Point, Sweep
@@ -206,3 +206,22 @@ def test_the_configurations_price_wins_over_the_profiles():
 )
 def test_money_is_read_in_dollars(value, text):
     assert usd(value) == text
+
+
+def test_a_bound_has_the_digits_of_its_figure():
+    assert usd(-99.12, -112.0) == "\N{MINUS SIGN}USD 99"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (297_439, "USD 297 k"),
+        (99_960, "USD 100 k"),
+        (3_651.2, "USD 3.65 k"),
+        (1_234_567, "USD 1.23 M"),
+        (999_900, "USD 1.00 M"),
+        (431.2, "USD 431"),
+    ],
+)
+def test_an_extrapolation_has_three_digits(value, text):
+    assert rough_usd(value) == text

@@ -45,7 +45,7 @@ def test_fits_a_comment_with_every_rival(text):
 
 def test_every_row_of_a_table_has_the_cells_of_its_head(text):
     tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
-    assert len(tables) == 4
+    assert len(tables) == 5
     for table in tables:
         columns = {len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}
         assert len(columns) == 1

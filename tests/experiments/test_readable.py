@@ -3,12 +3,14 @@ import math
 import pytest
 
 from experiments.readable import (
+    brief,
     difference,
     difference_interval,
     duration,
     figure,
     interval,
     percent,
+    setting_text,
     shown_interval,
 )
 
@@ -69,3 +71,22 @@ def test_percent_and_spans():
         "15.8 h",
         "10 days",
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.163, "0.163"),
+        (5.80812, "5.808"),
+        (54.2943, "54.29"),
+        (1590.0, "1,590"),
+        (12345, "12,345"),
+    ],
+)
+def test_a_setting_in_a_sentence_has_four_digits(value, text):
+    assert brief(value) == text
+
+
+@pytest.mark.parametrize("value", ["", (), {}])
+def test_a_setting_of_nothing_is_said_to_be_none(value):
+    assert setting_text(value) == "none"

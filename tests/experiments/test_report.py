@@ -9,10 +9,12 @@ pytest.importorskip("plotly")
 pytest.importorskip("jinja2")
 
 from experiments.compare import compare
+from experiments.comparison import Estimate
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig
 from experiments.folder import provenance
 from experiments.report.colours import colours_of
-from experiments.report.page import render, usual
+from experiments.report.page import render, setting_rows, usual
+from experiments.report.tables import HAPPENED, figure_tables
 from experiments.report.timelines import POINTS, timelines
 from tests.experiments import toy
 from tests.pages import Page, plots_of
@@ -244,6 +246,30 @@ def test_settings_stand_beside_their_defaults_and_say_what_was_tuned(text, compa
     target = comparison["hpa"].options["target"]
     assert f"target tuned {target:g} 1000" in text
     assert "tolerance 0.1" in text
+
+
+def test_a_default_that_is_nothing_is_left_out(comparison):
+    planner = replace(comparison["hpa"], name="planner", policy="planner", options={"trend": 0.4})
+    changed, unchanged = setting_rows(comparison, planner)
+    assert [row.name for row in changed] == ["trend"]
+    assert "headroom" in (names := [row.name for row in unchanged])
+    assert "profile" not in names  # by default the one that is simulated
+
+
+def test_counts_that_are_the_same_for_all_are_a_sentence_and_no_column(text, comparison):
+    (happened,) = (t for t in figure_tables(comparison) if t.title == HAPPENED)
+    assert [column.label for column in happened.columns] == ["actions", "clamps", "trips"]
+    requests = f"{len(comparison.trace):,} requests, all completed"
+    assert f"The same for every policy: {requests}" in text
+
+
+def test_a_count_that_differs_by_seed_only_stays_a_column(comparison):
+    outcomes = []
+    for outcome in comparison.policies:
+        spread = {**outcome.estimates, "failed": Estimate(2.0, (1.0, 3.0), None)}
+        outcomes.append(replace(outcome, estimates=spread))
+    happened = figure_tables(replace(comparison, policies=tuple(outcomes)))[-1]
+    assert "failed" in [column.label for column in happened.columns]
 
 
 def test_worst_minutes_link_to_the_timelines(html, comparison):

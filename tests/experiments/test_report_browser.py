@@ -149,6 +149,47 @@ def test_a_phone_scrolls_down_only(opened):
     opened.resize(1280)
 
 
+def test_tables_of_figures_fit_without_scrolling(opened):
+    wide = "[...document.querySelectorAll('#figures .scroll')].filter((t) => {})"
+    assert opened.value(wide.format("t.scrollWidth > t.clientWidth") + ".length") == 0
+    assert opened.value(wide.format("true") + ".length") >= 2
+
+
+def test_no_number_of_a_setting_is_broken_in_two(opened):
+    row = "document.querySelector('.settings tbody tr')"
+    before = opened.value(f"{row}.innerHTML")
+    tuned = 'downscale_<wbr>stabilization_s <span class="tag">tuned</span>'
+    opened.value(f"{row}.innerHTML = `<th>{tuned}</th><td>0.047612</td><td>0.1</td>`")
+    lines = """[...document.querySelectorAll(".settings td:not(.long)")].map((cell) => {
+        const text = document.createRange();
+        text.selectNodeContents(cell);
+        return new Set([...text.getClientRects()].map((part) => part.top)).size;
+    })"""
+    for width in (1280, 390):
+        opened.resize(width)
+        assert set(opened.value(lines)) == {1}
+    opened.value(f"{row}.innerHTML = `{before}`")
+    opened.resize(1280)
+
+
+def test_the_goal_is_named_beside_the_plot_where_no_mark_lies(opened):
+    box = "document.querySelector('#plot-frontier {}').getBoundingClientRect()"
+    label = opened.value(box.format(".annotation-text") + ".left")
+    assert label > opened.value(box.format(".bglayer ~ .cartesianlayer .gridlayer") + ".right")
+    right = opened.value(box.format(".annotation-text") + ".right")
+    assert right <= opened.value(box.format(".main-svg") + ".right")
+
+
+def test_the_logarithmic_latency_has_more_than_one_label(opened):
+    place = titles(opened).index("TTFT p99, s (log scale)") + 1
+    found = opened.value(
+        f"""[...document.querySelectorAll("#plot-timelines .y{place}tick text")]
+            .map((tick) => tick.textContent)"""
+    )
+    assert len(found) > 1
+    assert all(re.fullmatch(r"[125]0*|0\.0*[125]", label) for label in found)
+
+
 def test_other_pages_are_drawn_too(browser, tmp_path):
     line = {"type": "scatter", "x": [1, 2], "y": [3, 1], "line": {"color": series(0)}}
     plot = Plot("any", {"data": [line], "layout": {"height": 200}})

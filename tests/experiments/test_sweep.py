@@ -1,5 +1,5 @@
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 
@@ -115,3 +115,18 @@ def test_the_sentence_says_what_was_taken_and_what_it_costs():
         f"static with 14 replicas is the cheapest of {len(sweep.points)} tried that meets the "
         "objectives for 99.0 % of the requests: 100.00 % for 14.00 GPU hours"
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "unit", "value", "text"),
+    [
+        ("replicas", "replicas", 14, "14 replicas"),
+        ("replicas", "replicas", 1, "1 replica"),
+        ("kv_threshold", "0-1", 0.163, "kv_threshold 0.163"),
+        ("headroom", "", 0.6, "headroom 0.6"),
+        ("threshold", "requests per replica", 54.2943, "threshold 54.29 requests per replica"),
+    ],
+)
+def test_a_setting_is_named_and_has_its_unit_where_that_is_a_word(option, unit, value, text):
+    sweep = replace(sweep_static(statics(14), SweepConfig(), 32), option=option, unit=unit)
+    assert sweep.setting(value) == f"static with {text}"

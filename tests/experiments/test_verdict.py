@@ -225,6 +225,20 @@ def test_the_budget_of_rules_stands_beside_that_of_learned_policies():
     assert "mine was trained in 1,666.7 simulated hours." in found
 
 
+def test_what_many_rules_share_is_said_once():
+    trial = Trial({"target": 40.0}, FIGURES)
+    names = ("hpa", "keda", "kpa")
+    searches = {
+        name: Search(name, "sunday", False, 0.99, 24, 7200.0, (trial,), trial, True)
+        for name in names
+    }
+    value = comparison(tuning=Tuning("sunday", False, {}, {}, 3, 40.0, searches=searches))
+    outcomes = tuple(outcome(name, 0.995, 100.0) for name in names)
+    found = " ".join(notes(replace(value, policies=outcomes)))
+    assert "All 3 searched rules were tuned in 24 trials, 2.0 simulated hours each." in found
+    assert "at their own periods (kpa 2 s; hpa and keda 15 s)" in found
+
+
 def with_settings(settings: dict[str, object]) -> Comparison:
     """The comparison of `mine` and `hpa` with what `mine` says it was trained from."""
     plain = comparison(0.3, -10)
