@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from importlib import metadata
 from typing import Annotated
@@ -64,6 +65,8 @@ def _root(
 
 def main() -> None:
     """Entry point: exit code 0, or EXIT_INPUT, EXIT_FAILED, EXIT_INTERRUPTED."""
+    # What ends a job of a cluster ends a command as Ctrl-C does: its workers end with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         app(prog_name="tuner")
     except InputError as error:

@@ -1,5 +1,10 @@
 import json
+import os
+import signal
+import subprocess
 import sys
+import time
+from contextlib import suppress
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -143,3 +148,41 @@ def test_a_mistake_is_one_sentence_exit_2_and_nothing_written(
     assert complaint.startswith("error: ")
     assert len(complaint.strip().splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["load.parquet"]
+
+
+def test_sigterm_ends_it_as_ctrl_c_does_with_its_workers(trace, tmp_path):
+    out = tmp_path / "ended"
+    command = [sys.executable, "-m", "tuner.cli", *map(str, common(trace, out)), "--jobs", "2"]
+    # More trials than it will be given time for.
+    config = tmp_path / "long.yaml"
+    config.write_text("sweep: {trials: 10000}\n")
+    command += ["--policies", "hpa", "--config", str(config)]
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as run:
+        try:
+            deadline = time.monotonic() + 120
+            while not list((tmp_path / "ended.cells").glob("*/run.json")):
+                assert run.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
+            run.send_signal(signal.SIGTERM)
+            _, said = run.communicate(timeout=60)
+            assert run.returncode == 130
+            assert "finished runs are kept in" in said
+            assert said.endswith("error: interrupted; nothing half-written is left\n")
+            while _in_group(run.pid):
+                assert time.monotonic() < deadline, "a worker outlived the command"
+                time.sleep(0.1)
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(run.pid, signal.SIGKILL)
+    assert not out.exists()
+
+
+def _in_group(group):
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
