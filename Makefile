@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup engine browser demo test peers proof-calibrate proof-calibration proof-ray proof-rules proof-triton clean
+.PHONY: help setup engine browser demo example test peers proof-calibrate proof-calibration proof-ray proof-rules proof-triton clean
 
 help: ## show these commands
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -29,6 +29,16 @@ demo: setup ## train a small policy on the built-in day, compare it, write demo/
 	$(BIN)/tuner train --trace demo/train.parquet --profile $(DEMO_PROFILE) --steps $(DEMO_STEPS) --seed 1 --out demo/policy-1.0.0
 	$(BIN)/tuner compare --trace demo/day.parquet --train-trace demo/train.parquet --profile $(DEMO_PROFILE) --policies static,hpa,demo/policy-1.0.0 --seeds 3 --no-oracle --out demo
 	@echo; echo "Open demo/report.html in a browser."
+
+# What is committed of it: report.html, report.md, summary.json, run.json.
+EXAMPLE := experiments/reports/deepseek-r1-day
+TUNER := $(CURDIR)/$(BIN)/tuner
+example: setup ## make the comparison in experiments/reports/deepseek-r1-day again (half an hour)
+	cd $(EXAMPLE) && $(TUNER) trace generate --workload deepseek-r1-day --hours 24 --seed 1 --out train.parquet
+	cd $(EXAMPLE) && $(TUNER) trace generate --workload deepseek-r1-day --hours 24 --seed 2 --out day.parquet
+	cd $(EXAMPLE) && rm -rf day-1.0.0* && $(TUNER) train --trace train.parquet --profile $(DEMO_PROFILE) --steps 600000 --seed 1 --out day-1.0.0
+	cd $(EXAMPLE) && $(TUNER) compare --trace day.parquet --train-trace train.parquet --profile $(DEMO_PROFILE) --config compare.yaml --policies $(EXAMPLE_POLICIES),day-1.0.0 --set schedule.file=timetable.csv --out report
+EXAMPLE_POLICIES := static,static-best,hpa,keda,kpa,ray-serve,schedule,aibrix-apa,aibrix-kpa,wva-v1,wva-v2,dynamo-easy,dynamo-sla,planner
 
 # The tests make it themselves when they need it; this does it ahead, or says why it cannot.
 engine: setup ## install vLLM for the CPU into ./.venv-engine (2.5 GB, about 4 minutes)
