@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
-from experiments.equal_attainment import equal_costs, levels
 from experiments.money import price_of, usd
 from experiments.oracles import CLAIRVOYANT
 from experiments.readable import MINUS, figure, interval, percent
@@ -27,14 +26,15 @@ class Lead:
 
 
 def ranked(comparison: Comparison) -> list[PolicyOutcome]:
-    """The best first: who reaches the goal by cost, then the rest by attainment; bounds last."""
+    """The best first: who reaches the goal by cost, then the rest by attainment; bounds last. Of
+    equals the baseline stands first: nothing beats it by doing the same."""
     goal = comparison.config.sweep.goal
 
-    def place(outcome: PolicyOutcome) -> tuple[bool, bool, float]:
-        served = outcome.mean("slo_attainment")
+    def place(outcome: PolicyOutcome) -> tuple[bool, bool, float, float, bool]:
+        served, cost = outcome.mean("slo_attainment"), outcome.mean("gpu_hours")
         reached = served >= goal
-        order = outcome.mean("gpu_hours") if reached else -served
-        return outcome.name in BOUNDS, not reached, order
+        order = (cost, -served) if reached else (-served, cost)
+        return outcome.name in BOUNDS, not reached, *order, outcome.name != comparison.baseline
 
     return sorted(comparison.policies, key=place)
 
@@ -72,11 +72,9 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
             f"with {served}"
         )
     elif first is base:
-        others = "the other" if len(order) == 2 else f"the {len(order) - 1} others"
         return (
             f"{base.name}, the baseline, is not beaten: it reaches the goal of {percent(goal)} at "
-            f"the least cost of {others if len(order) == 2 else 'all'}, serving {served} of the "
-            f"requests within the objectives for "
+            f"the least cost, serving {served} of the requests within the objectives for "
             f"{_with_interval('gpu_hours', base.estimates['gpu_hours'])} GPU hours."
         )
     else:
@@ -99,7 +97,9 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
 def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
     """Cost against the baseline's, in percent of it, with the interval over the seeds."""
     gap, cost = first.differences["gpu_hours"], base.mean("gpu_hours")
-    share = gap.mean / cost if cost > 0 else 0.0
+    if _same_cost(first, base):
+        return f"the same GPU hours as {base.name}"
+    share = gap.mean / cost
     word = "fewer" if share < 0 else "more"
     sign = -1 if share < 0 else 1
     if gap.ci95 is None:
@@ -120,13 +120,13 @@ def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
         return ["No other policy reaches the goal."]
     if first.mean("slo_attainment") < goal:
         return []
+    if _same_cost(first, second):
+        return [f"{second.name} is next at the same cost."]
+    cost = first.mean("gpu_hours")
     shares = [
-        theirs.figures.gpu_hours / ours.figures.gpu_hours - 1
+        (theirs.figures.gpu_hours - ours.figures.gpu_hours) / cost
         for ours, theirs in zip(first.runs, second.runs, strict=True)
-        if ours.figures.gpu_hours > 0
     ]
-    if not shares:
-        return []
     mean, bounds = sum(shares) / len(shares), seeds_interval(shares)
     if bounds is None:
         return [f"Next is {second.name}: {percent(mean)} more GPU hours."]
@@ -148,17 +148,20 @@ def _other_loads(first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
 
 
 def _to_the_bound(comparison: Comparison, first: PolicyOutcome) -> list[str]:
-    """How much of the cost even a perfect forecast could not save."""
-    goal = comparison.config.sweep.goal
-    found = equal_costs(comparison)[first.name]
-    for level, cost in zip(levels(comparison), found, strict=True):
-        if level == goal and cost.regret is not None:
-            more = f"{percent(abs(cost.regret))} {'more' if cost.regret >= 0 else 'less'}"
-            return [
-                f"At the goal it needs {more} than {CLAIRVOYANT}, which knows the load in advance "
-                "and starts replicas as slowly as everyone: that much is left to gain."
-            ]
-    return []
+    """How much of the cost a perfect forecast could save."""
+    regret = comparison.regret(first)
+    if regret is None:
+        return []
+    bound = (
+        f"{CLAIRVOYANT}, which knows the load in advance and starts replicas as slowly as everyone"
+    )
+    served = figure("slo_attainment", first.mean("slo_attainment"))
+    if regret - 1 < EVEN_COST:
+        return [f"Serving {served} costs {bound}, no less: nothing is left to gain."]
+    return [
+        f"For the {served} that it serves it needs {percent(regret - 1)} more GPU hours than "
+        f"{bound}: that much is left to gain."
+    ]
 
 
 def _luck(order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
@@ -168,6 +171,12 @@ def _luck(order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutc
         f"The best of {len(order)} was picked on the load that it is judged on, which flatters it: "
         "before acting on it, compare it with the baseline alone on another day."
     ]
+
+
+def _same_cost(one: PolicyOutcome, other: PolicyOutcome) -> bool:
+    """Whether both held as many GPUs on every seed: an interval of 0 to 0 % says nothing."""
+    pairs = zip(one.runs, other.runs, strict=True)
+    return all(ours.figures.gpu_hours == theirs.figures.gpu_hours for ours, theirs in pairs)
 
 
 def _clear(gap: Estimate) -> bool:

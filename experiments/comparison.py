@@ -72,7 +72,7 @@ class Comparison:
         return next(outcome for outcome in self.policies if outcome.name == name)
 
     def regret(self, outcome: PolicyOutcome) -> float | None:
-        """GPU hours of a policy over those of oracle B at the same attainment, see
+        """GPU hours of a policy over those of oracle B at the policy's own attainment, see
         `experiments.oracles.regret`; None without oracles, too."""
         if self.oracles is None:
             return None
@@ -90,7 +90,7 @@ def comparison_summary(comparison: Comparison) -> object:
     Under `policies`, each figure is the mean over the seeds; `ci95` is the interval of that mean
     over the seeds, `ci95_load` over loads like this one, `[null, null]` where there is none;
     `per_seed` holds the figures of each run; `difference` is to the baseline; `regret` is GPU hours
-    over those of oracle B at the same attainment, null where there is none.
+    over those of oracle B at the policy's own attainment, null where there is none.
     """
     return plain(
         {

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.comparison import Comparison
-from experiments.curve import cost_at
-from experiments.oracles import CLAIRVOYANT
+from experiments.comparison import Comparison, PolicyOutcome
+from experiments.curve import cost_at, envelope
 from experiments.sweep import Point
 
 LEVELS = (0.99, 0.995)
@@ -20,10 +19,8 @@ class EqualCost:
 
     gpu_hours: float | None
     """None where no setting that was tried gets there."""
-    regret: float | None
-    """Ratio to the oracle's cost at the same attainment, minus 1; None without both."""
     at_most: bool
-    """The policy has no curve: it was run with one setting, which serves at least as well."""
+    """The cheapest that was tried attains more than that."""
 
 
 def levels(comparison: Comparison) -> tuple[float, ...]:
@@ -33,18 +30,10 @@ def levels(comparison: Comparison) -> tuple[float, ...]:
 
 def equal_costs(comparison: Comparison) -> dict[str, tuple[EqualCost, ...]]:
     """Policy -> its cost at each of the levels."""
-    least = [_cost(comparison, CLAIRVOYANT, level)[0] for level in levels(comparison)]
-    table = {}
-    for outcome in comparison.policies:
-        costs = []
-        for level, bound in zip(levels(comparison), least, strict=True):
-            cost, at_most = _cost(comparison, outcome.name, level)
-            regret = None
-            if cost is not None and bound is not None and bound > 0:
-                regret = cost / bound - 1
-            costs.append(EqualCost(cost, regret, at_most))
-        table[outcome.name] = tuple(costs)
-    return table
+    return {
+        outcome.name: tuple(_cost(comparison, outcome, level) for level in levels(comparison))
+        for outcome in comparison.policies
+    }
 
 
 def curve_of(comparison: Comparison, policy: str) -> Sequence[Point] | None:
@@ -53,11 +42,11 @@ def curve_of(comparison: Comparison, policy: str) -> Sequence[Point] | None:
     return None if sweep is None else sweep.points
 
 
-def _cost(comparison: Comparison, policy: str, level: float) -> tuple[float | None, bool]:
-    curve = curve_of(comparison, policy)
+def _cost(comparison: Comparison, outcome: PolicyOutcome, level: float) -> EqualCost:
+    """By the policy's curve; where it was run with one setting, by that one."""
+    curve = curve_of(comparison, outcome.name)
     if curve is not None:
-        return cost_at(curve, level), False
-    for outcome in comparison.policies:
-        if outcome.name == policy and outcome.mean("slo_attainment") >= level:
-            return outcome.mean("gpu_hours"), True
-    return None, True
+        cheapest = envelope(curve)[0].figures.slo_attainment
+        return EqualCost(cost_at(curve, level), cheapest > level)
+    served = outcome.mean("slo_attainment")
+    return EqualCost(outcome.mean("gpu_hours") if served >= level else None, served > level)

@@ -12,9 +12,9 @@ from rich.text import Text
 
 from experiments.best import below_goal
 from experiments.comparison import Comparison
-from experiments.oracles import CLAIRVOYANT
-from experiments.readable import NOTHING, percent, signed_percent
-from experiments.report.tables import Cell, figure_tables
+from experiments.oracles.words import REGRET_MEANING
+from experiments.readable import percent
+from experiments.report.tables import REGRET, Cell, figure_tables
 from experiments.verdict import BOUNDS, Standing, verdicts
 
 STYLES: Mapping[Standing, str] = {Standing.WINS: "green", Standing.LOSES: "red"}
@@ -47,22 +47,21 @@ def how_to_read(comparison: Comparison) -> str:
     if seeds > 1:
         sentences.append("A difference in brackets may be none.")
     if comparison.oracles is not None:
-        sentences.append(f"Regret is the cost over that of {CLAIRVOYANT} at the same attainment.")
+        sentences.append(f"Regret: {REGRET_MEANING}.")
     return " ".join(sentences)
 
 
 def _rows(comparison: Comparison) -> Rows:
     service, latency, _ = figure_tables(comparison)
     labels = [column.label for column in (*service.columns, *latency.columns)]
-    against = service.columns[-1].label
+    against = f"against {comparison.baseline}"
     rows = {}
     for (name, costs), (_, times) in zip(service.rows, latency.rows, strict=True):
         cells = dict(zip(labels, (*costs, *times), strict=True))
         row = {label: cells[label] for label in ("SLO attainment", "GPU hours")}
         row[against] = _against(comparison, name, cells[against])
-        if comparison.oracles is not None:
-            regret = comparison.regret(comparison[name])
-            row["regret"] = Cell(NOTHING if regret is None else signed_percent(regret - 1))
+        if REGRET in cells:
+            row[REGRET] = cells[REGRET]
         rows[name] = row | {label: cells[label] for label in ("TTFT p99", "TPOT p99")}
     return rows
 

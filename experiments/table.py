@@ -17,7 +17,7 @@ from experiments.ranking import STYLES, how_to_read, ranking
 from experiments.readable import brief, figure, shown_interval
 from experiments.search import options_in_words
 from experiments.summary import METRICS, Figures
-from experiments.verdict import notes, verdicts
+from experiments.verdict import BOUNDS, notes, verdicts
 
 FEW = 4
 """Policies, bounds among them, that a terminal has room for in full: every figure of each, and its
@@ -40,8 +40,12 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
         console.print(ranking(comparison, console))
         console.print(Text(how_to_read(comparison), style="dim"))
     if comparison.oracles is not None:
-        regrets = {outcome.name: comparison.regret(outcome) for outcome in comparison.policies}
-        for sentence in oracle_sentences(comparison.oracles, regrets if few else {}):
+        regrets = {
+            outcome.name: comparison.regret(outcome)
+            for outcome in comparison.policies
+            if few and outcome.name not in BOUNDS
+        }
+        for sentence in oracle_sentences(comparison.oracles, regrets):
             console.print(Text(f"{sentence}."))
     tuned = list(_tuned(comparison))
     if tuned:

@@ -240,7 +240,7 @@ def _verdict(comparison: Comparison, outcome: PolicyOutcome) -> Verdict:
 
 def _direction(gap: Estimate, even: float, *, higher_is_better: bool) -> int | None:
     """1 better, -1 worse, 0 even; None where the seeds do not tell better from worse."""
-    if abs(gap.mean) < even:
+    if abs(gap.mean) <= even:
         return 0
     if gap.ci95 is not None and gap.ci95[0] <= 0 <= gap.ci95[1]:
         return None

@@ -81,7 +81,7 @@ class EasyRule:
         return Sizes.SIZE
 
     def decide(self, now: ObservationArrays, memory: FloatArray) -> RuleResult:
-        sizes = Sizes.updated(memory, now, self.tick_s)
+        sizes = Sizes.updated(memory, now, self.tick_s, self.kv_tokens)
         workers = Workers.of(now, self.kv_tokens, sizes.prompt_tokens)
         tokens = workers.queued_tokens + (0.0 if self.prefill else workers.kv_tokens)
         worst = workers.worst(tokens / self.unit_tokens)

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from policies.options import Options
+from policies.tokens import tokens_each
 from tuner.core.errors import ConfigError
 from tuner.core.knobs import KnobSpec
 from tuner.core.observation import REPLICA_FIELDS, REPLICA_STATES, ObservationArrays, ReplicaState
@@ -43,6 +44,8 @@ class Sizes:
 
     SIZE = 4
 
+    most: int
+    """Tokens of the largest request, see `tokens_each`."""
     let_in_qps: FloatArray
     """Requests/s."""
     prompt: FloatArray
@@ -52,7 +55,7 @@ class Sizes:
     """Requests that waited at the latest measurement."""
 
     @classmethod
-    def updated(cls, memory: FloatArray, now: ObservationArrays, tick_s: float) -> Sizes:
+    def updated(cls, memory: FloatArray, now: ObservationArrays, tick_s: float, most: int) -> Sizes:
         """From the `(n, SIZE)` numbers of the tick before and what is seen now."""
         queue = now.column("queue_depth")
         before = memory[:, 3]
@@ -67,7 +70,7 @@ class Sizes:
         with np.errstate(invalid="ignore"):
             kept = np.where(known, kept + share * (rates - kept), kept)
         let_in, prompt, output = kept.T
-        return cls(let_in, prompt, output, np.where(np.isfinite(queue), queue, before))
+        return cls(most, let_in, prompt, output, np.where(np.isfinite(queue), queue, before))
 
     @property
     def memory(self) -> FloatArray:
@@ -77,12 +80,12 @@ class Sizes:
     @property
     def prompt_tokens(self) -> FloatArray:
         """`(n,)` mean of a request; NaN before the first."""
-        return _ratio(self.prompt, self.let_in_qps)
+        return tokens_each(self.prompt, self.let_in_qps, self.most)
 
     @property
     def prompt_per_output(self) -> FloatArray:
         """`(n,)` prompt tokens per generated token; NaN before the first."""
-        return _ratio(self.prompt, self.output)
+        return tokens_each(self.prompt, self.output, self.most)
 
 
 @dataclass(frozen=True)
@@ -261,8 +264,3 @@ class Limits:
         stays = np.isnan(wish) | ((starting > 0) & rises)
         stays |= (target == ready) & ~(cancels & (starting > 0))
         return np.clip(np.where(stays, workers.n, target), self.low, self.high)
-
-
-def _ratio(over: FloatArray, under: FloatArray) -> FloatArray:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(under > 0, over / under, np.nan))

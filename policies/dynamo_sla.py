@@ -60,7 +60,7 @@ class SlaRule:
 
     def decide(self, now: ObservationArrays, memory: FloatArray) -> RuleResult:
         memory = memory.copy()
-        sizes = Sizes.updated(memory[:, : Sizes.SIZE], now, self.tick_s)
+        sizes = Sizes.updated(memory[:, : Sizes.SIZE], now, self.tick_s, self.kv_tokens)
         memory[:, : Sizes.SIZE] = sizes.memory
         workers = Workers.of(now, self.kv_tokens, sizes.prompt_tokens)
         ready = workers.ready

@@ -16,6 +16,7 @@ import numpy as np
 
 from policies.dynamo_pool import Sizes, Workers
 from policies.perf_model import PerfModel
+from policies.tokens import tokens_each
 from tuner.core.protocols import BoolArray, FloatArray
 
 
@@ -74,8 +75,7 @@ class LoadLoop:
         # What waits in front of a replica that only decodes is cache it is about to hold.
         coming = (workers.waiting, workers.queued_tokens)
         waits, waits_tokens = coming if self.pool == "decode" else (0.0, 0.0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            one = np.where(running > 0, held / running, 0.0)
+        one = np.nan_to_num(tokens_each(held, running, self.model.kv_tokens))
         all_requests = (running + workers.waiting) * more
         all_tokens = np.floor((held + workers.queued_tokens) * more)
 
@@ -86,7 +86,7 @@ class LoadLoop:
 
         # Prompt tokens of an iteration, in the mean of the fleet; the planner leaves them as they
         # are when it thinks of fewer replicas.
-        with np.errstate(divide="ignore", invalid="ignore"):
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             each = workers.running.sum(axis=1) / workers.ready
             arriving = np.nan_to_num(each * sizes.prompt_per_output)[:, None]
         now_s = gap_s(running + waits + 1.0, held + waits_tokens + one)

@@ -15,15 +15,15 @@ from itertools import accumulate, pairwise
 import numpy as np
 
 from policies.dynamo_pool import Limits
+from policies.entries import GRID_SLACK_S
 from policies.perf_model import Capacity, PerfModel
 from policies.predictors import Predictor
+from policies.tokens import tokens_each
 from tuner.core.observation import ObservationArrays
 from tuner.core.protocols import BoolArray, FloatArray
 
 INTERVAL_S = 180.0
 """`throughput_adjustment_interval_seconds` of the planner."""
-GRID_SLACK_S = 1e-3
-"""An interval this close to over is over: at 1.7e9 s a float64 resolves 2.4e-7 s."""
 
 _RATES = ("qps", "prompt_tokens_per_s", "output_tokens_per_s")
 
@@ -146,7 +146,8 @@ class Throughput:
         with np.errstate(divide="ignore", invalid="ignore"):
             qps, *tokens_per_s = (kept.sums / kept.looks).T
             let_in_qps = qps - np.nan_to_num(queue - kept.queue[:, 0]) / INTERVAL_S
-            sizes = np.stack(tokens_per_s, axis=1) / let_in_qps[:, None]
+        most = self.model.kv_tokens
+        sizes = np.stack([tokens_each(each, let_in_qps, most) for each in tokens_per_s], axis=1)
         had = speaks & (qps > 0) & (let_in_qps > 0)
         kept.sizes[had] = sizes[had]
         points = (qps * INTERVAL_S, *kept.sizes.T)

@@ -24,6 +24,7 @@ from policies.joint_capacity import Carried, JointCapacity
 from policies.options import Options
 from policies.perf_model import PerfModel
 from policies.rule import RulePolicy, RuleResult
+from policies.tokens import tokens_each
 from tuner.core.figures import figure
 from tuner.core.knobs import KnobSpace
 from tuner.core.observation import ObservationArrays
@@ -135,7 +136,8 @@ class PlannerRule:
         """Follow the tokens that a running sequence has in the cache; `held (n, 1)` is written."""
         running = _finite(now, "running")
         in_cache = np.minimum(_finite(now, "kv_cache_usage"), 1.0) * _finite(now, "ready_replicas")
-        measured = in_cache * self.capacity.model.kv_tokens / np.where(running > 0, running, np.nan)
+        cache = self.capacity.model.kv_tokens
+        measured = tokens_each(in_cache * cache, running, cache)
         share = -np.expm1((before_s - now.at_s) / HELD_S)
         moved = held[:, 0] + share * (measured - held[:, 0])
         moved = np.where(np.isnan(moved), measured, moved)

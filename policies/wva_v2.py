@@ -28,6 +28,7 @@ from policies.entry import Entry, Load, Parameter, Target
 from policies.hpa_words import replicas
 from policies.options import Options
 from policies.rule import RulePolicy
+from policies.tokens import tokens_each
 from policies.wva import HPA_SYNC_S, Analysis, Pods, kv_search, wva_policy
 from tuner.core.errors import ConfigError
 from tuner.core.figures import figure
@@ -53,14 +54,15 @@ class Lengths:
     """`(n,)`."""
 
     @classmethod
-    def of(cls, now: ObservationArrays) -> Lengths:
-        """Token rates over arrivals."""
-        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            means = [
-                now.column(rate) / now.column("qps")
+    def of(cls, now: ObservationArrays, most: float) -> Lengths:
+        """Token rates over arrivals, each at most `most`."""
+        qps = now.column("qps")
+        return cls(
+            *(
+                np.nan_to_num(tokens_each(now.column(rate), qps, most))
                 for rate in ("prompt_tokens_per_s", "output_tokens_per_s")
-            ]
-        return cls(*(np.where(np.isfinite(mean), mean, 0.0) for mean in means))
+            )
+        )
 
     @property
     def bucket(self) -> IntArray:
@@ -132,7 +134,7 @@ class WvaV2:
     def analyse(
         self, pods: Pods, now: ObservationArrays, gauge: FloatArray, memory: FloatArray
     ) -> Analysis:
-        lengths = Lengths.of(now)
+        lengths = Lengths.of(now, self.kv_tokens)
         used = np.where(np.isnan(pods.kv_tokens), pods.kv_usage * self.kv_tokens, pods.kv_tokens)
         used = np.floor(used)
         waiting = np.floor(lengths.input)[:, None] * pods.queue

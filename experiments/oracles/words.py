@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from experiments.oracles.result import CLAIRVOYANT, INSTANT, OracleOutcome, Oracles
-from experiments.readable import figure, percent
+from experiments.readable import figure, percent, signed_percent
+
+REGRET_MEANING = f"GPU hours over those of {CLAIRVOYANT} at the attainment of the policy itself"
+"""What is called regret, on terminal and page alike."""
 
 
 def oracle_sentences(oracles: Oracles, regrets: Mapping[str, float | None]) -> Iterator[str]:
@@ -13,7 +16,7 @@ def oracle_sentences(oracles: Oracles, regrets: Mapping[str, float | None]) -> I
 
     Args:
         oracles: what was found.
-        regrets: policy -> GPU hours over oracle B's at the same attainment, None for none.
+        regrets: policy -> see `experiments.oracles.regret`.
     """
     pairs = zip(oracles.outcomes(CLAIRVOYANT), oracles.outcomes(INSTANT), strict=True)
     for bound, free in pairs:
@@ -21,10 +24,10 @@ def oracle_sentences(oracles: Oracles, regrets: Mapping[str, float | None]) -> I
             f"With the whole load known, {percent(bound.goal)} of the requests {_cost(bound)} "
             f"({CLAIRVOYANT}); if replicas also started at once, they {_cost(free)} ({INSTANT})"
         )
-    known = [f"{name} {value:.2f}" for name, value in regrets.items() if value is not None]
+    known = [f"{n} {signed_percent(v - 1)}" for n, v in regrets.items() if v is not None]
     beyond = [name for name, value in regrets.items() if value is None]
     if known:
-        yield f"Regret, GPU hours over {CLAIRVOYANT}'s at the same attainment: {', '.join(known)}"
+        yield f"Regret, {REGRET_MEANING}: {', '.join(known)}"
     if beyond:
         names = ", ".join(beyond)
         yield f"No plan of {CLAIRVOYANT} serves as well or as badly as {names}: no regret"

@@ -11,6 +11,7 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison
 from experiments.losses import losses
 from experiments.money import HOURS_PER_MONTH, price_of, simulated_h
+from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, percent, setting_text
 from experiments.report.tables import (
     PolicyTable,
@@ -79,6 +80,7 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     yield (
         f"Mean over {seeds} seed{'s' if seeds > 1 else ''}, the 95 % interval over them in "
         f"brackets. Policies that reach the goal of {goal} stand first, by cost."
+        + ("" if comparison.oracles is None else f" Regret: {REGRET_MEANING}.")
     )
     yield ""
     service, latency, happened = figure_tables(comparison)

@@ -10,9 +10,9 @@ from typing import Any
 from experiments.advantages import advantages
 from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
-from experiments.equal_attainment import equal_costs
 from experiments.losses import Loss, losses
 from experiments.money import price_of, simulated_h
+from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
 from experiments.report.frontier import frontier
@@ -21,7 +21,6 @@ from experiments.report.tables import (
     equal_table,
     error_rows,
     figure_tables,
-    has_regret,
     load_facts,
     money_table,
     objectives,
@@ -87,9 +86,9 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         palette=[(token(name, colours), colour) for name, colour in colours.items()],
         goal=percent(comparison.config.sweep.goal),
         figures=figure_tables(comparison),
+        regret_meaning=REGRET_MEANING,
         metrics=METRICS,
         equal=equal_table(comparison),
-        has_regret=has_regret(equal_costs(comparison)),
         price=price,
         money=None if price is None else money_table(comparison, price),
         span=duration(3600 * simulated_h(comparison)),

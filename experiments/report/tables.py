@@ -9,6 +9,7 @@ from experiments.best import ranked
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.equal_attainment import EqualCost, equal_costs, levels
 from experiments.money import Bill, Price, bills, rough_usd, usd
+from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import (
     NOTHING,
     duration,
@@ -86,9 +87,10 @@ class PolicyTable:
     """What is the same in every row, and therefore no column, in a sentence."""
 
 
-HAPPENED = "What happened"
+SERVICE, HAPPENED = "Service and cost", "What happened"
+REGRET = "regret"
 GROUPS: Mapping[str, tuple[str, ...]] = {
-    "Service and cost": ("slo_attainment", "gpu_hours", "replica_hours", "goodput_qps"),
+    SERVICE: ("slo_attainment", "gpu_hours", "replica_hours", "goodput_qps"),
     "Latency": ("ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s", "e2e_p50_s", "e2e_p99_s"),
     HAPPENED: (
         *("requests", "completed", "failed", "rejected", "unfinished"),
@@ -113,18 +115,30 @@ def _figures(comparison: Comparison, title: str, names: Sequence[str]) -> Policy
         alike = {n: next(iter(c.values())).value for n, c in cells.items() if _one_value(c)}
         names = [name for name in names if name not in alike]
     columns = [Column(_BY_NAME[name].label, _BY_NAME[name].meaning) for name in names]
-    order = ranked(comparison)
-    rows = [(outcome.name, [cells[name][outcome.name] for name in names]) for outcome in order]
-    if title == next(iter(GROUPS)):
-        columns.append(
-            Column(f"against {comparison.baseline}", "GPU hours more or fewer, of the baseline's")
-        )
-        base = comparison[comparison.baseline].mean("gpu_hours")
-        rows = [
-            (outcome.name, [*row, _against(outcome, base)])
-            for outcome, (_, row) in zip(order, rows, strict=True)
-        ]
-    return PolicyTable(title, columns, rows, alike_sentence(alike))
+    rows = {o.name: [cells[name][o.name] for name in names] for o in ranked(comparison)}
+    if title == SERVICE:
+        columns += _compared_columns(comparison)
+        for name, row in rows.items():
+            row += _compared(comparison, comparison[name])
+    return PolicyTable(title, columns, list(rows.items()), alike_sentence(alike))
+
+
+def _compared_columns(comparison: Comparison) -> list[Column]:
+    """What the cost is measured against: the baseline, and the bound where there is one."""
+    columns = [
+        Column(f"against {comparison.baseline}", "GPU hours more or fewer, of the baseline's")
+    ]
+    if comparison.oracles is not None:
+        columns.append(Column(REGRET, REGRET_MEANING))
+    return columns
+
+
+def _compared(comparison: Comparison, outcome: PolicyOutcome) -> list[Cell]:
+    cells = [_against(outcome, comparison[comparison.baseline].mean("gpu_hours"))]
+    if comparison.oracles is not None:
+        regret = comparison.regret(outcome)
+        cells.append(Cell(NOTHING if regret is None else signed_percent(regret - 1)))
+    return cells
 
 
 def _one_value(column: Mapping[str, Cell]) -> bool:
@@ -161,28 +175,17 @@ def _against(outcome: PolicyOutcome, base: float) -> Cell:
 
 
 def equal_table(comparison: Comparison) -> PolicyTable:
-    """GPU hours at equal attainment, and the regret where there is a bound."""
+    """GPU hours at equal attainment."""
     found = equal_costs(comparison)
-    regret = has_regret(found)
-    columns = []
-    for level in levels(comparison):
-        columns.append(Column(f"at {percent(level)}".replace(" %", "\N{NO-BREAK SPACE}%")))
-        if regret:
-            columns.append(Column("regret", "GPU hours over those of the clairvoyant oracle-b"))
-    rows = []
-    for outcome in ranked(comparison):
-        cells = []
-        for cost in found[outcome.name]:
-            cells.append(_equal(cost))
-            if regret:
-                cells.append(Cell(NOTHING if cost.regret is None else signed_percent(cost.regret)))
-        rows.append((outcome.name, cells))
+    columns = [
+        Column(f"at {percent(level)}".replace(" %", "\N{NO-BREAK SPACE}%"))
+        for level in levels(comparison)
+    ]
+    rows = [
+        (outcome.name, [_equal(cost) for cost in found[outcome.name]])
+        for outcome in ranked(comparison)
+    ]
     return PolicyTable("At the same attainment", columns, rows)
-
-
-def has_regret(found: Mapping[str, Sequence[EqualCost]]) -> bool:
-    """Whether any policy can be measured against the bound."""
-    return any(cost.regret is not None for costs in found.values() for cost in costs)
 
 
 def _equal(cost: EqualCost) -> Cell:

@@ -120,7 +120,7 @@ def test_shows_the_oracles_beside_the_policies_and_each_regret(tuner, trace, tmp
     assert bound["regret"] <= 1.0 < static["regret"]
     assert bound["options"]["plan"]
     assert "oracle-b" in summary["tuning"]["curves"]
-    assert f"static {static['regret']:.2f}" in printed
+    assert f"static +{100 * (static['regret'] - 1):.1f} %" in printed
     assert "With the whole load known, 99.0 % of the requests need" in printed
     assert pq.read_metadata(out / "requests.parquet").num_rows == 3 * 2 * 400
 

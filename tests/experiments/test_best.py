@@ -1,5 +1,6 @@
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from experiments.best import below_goal, lead, ranked
@@ -8,10 +9,16 @@ from experiments.config import CompareConfig, RunConfig
 from experiments.equal_attainment import equal_costs, levels
 from experiments.job import RunDigest
 from experiments.money import HOURS_PER_MONTH, bills, price_of, rough_usd, usd
+from experiments.oracles import OraclePoint, Oracles
+from experiments.oracles.result import Frontier
+from experiments.oracles.words import oracle_sentences
+from experiments.report.markdown import markdown
+from experiments.report.tables import figure_tables
 from experiments.statistics import seeds_interval
 from experiments.summary import METRICS
 from experiments.sweep import Point, Sweep
 from experiments.tuning import Tuning
+from policies.oracle import Plan
 from tests.experiments import toy
 from tests.experiments.test_verdict import FIGURES
 
@@ -147,14 +154,65 @@ def test_the_pick_of_many_comes_with_a_warning():
     assert any("The best of 4 was picked" in text for text in lead(many).details)
 
 
+def with_oracle(value, *points):
+    """The comparison with plans of oracle B that serve and cost so much."""
+    plan = Plan(np.array([3]), np.array([3]))
+    run = value.policies[0].runs[0]
+
+    def point(served, cost):
+        own = replace(run.figures, slo_attainment=served, gpu_hours=cost)
+        return OraclePoint(1.0, plan, (replace(run, figures=own),))
+
+    frontier = Frontier(tuple(point(*each) for each in points))
+    frontiers = {"oracle-a": frontier, "oracle-b": frontier}
+    return replace(value, oracles=Oracles((0.99,), 0.99, (1, 2, 3), 15.0, frontiers))
+
+
 def test_how_far_the_bound_is_stands_where_there_is_one():
-    curves = {
-        "planner": curve("planner", (0.98, 80.0), (0.99, 90.0)),
-        "oracle-b": curve("oracle-b", (0.98, 50.0), (0.995, 60.0)),
-    }
-    value = comparison(planner=BETTER, curves=curves)
-    # linear between the oracle's two points: 50 + 10 * 0.01 / 0.015 = 56.67; 90 / 56.67 = 1.588
-    assert "58.8 % more than oracle-b" in " ".join(lead(value).details)
+    value = with_oracle(comparison(planner=BETTER), (0.98, 50.0), (0.995, 60.0))
+    # by hand: planner serves 99.3 %, the oracle 50 + 10 * 0.013 / 0.015 = 58.67 for it
+    assert value.regret(value["planner"]) == pytest.approx(90 / (50 + 10 * 13 / 15))
+    assert (
+        "For the 99.30 % that it serves it needs 53.4 % more GPU hours than oracle-b"
+        in " ".join(lead(value).details)
+    )
+
+
+def test_where_the_bound_is_no_cheaper_nothing_is_left_to_gain():
+    value = with_oracle(comparison(planner=BETTER), (0.98, 80.0), (0.995, 93.0))
+    assert "Serving 99.30 % costs oracle-b" in " ".join(lead(value).details)
+
+
+def test_regret_is_the_same_figure_wherever_it_stands():
+    value = with_oracle(comparison(planner=BETTER, keda=WORSE), (0.98, 50.0), (0.995, 60.0))
+    service, *_ = figure_tables(value)
+    place = [column.label for column in service.columns].index("regret")
+    cells = {name: row[place].value for name, row in service.rows}
+    assert cells["planner"] == "+53.4 %"
+    assert cells["keda"] == "n/a"  # no plan serves as few
+    assert [column.label for column in figure_tables(comparison(planner=BETTER))[0].columns][
+        -1
+    ] == "against hpa"
+    words = list(oracle_sentences(value.oracles, {"planner": value.regret(value["planner"])}))
+    assert words[-1].endswith("at the attainment of the policy itself: planner +53.4 %")
+    assert markdown(value, {"command": "tuner compare"}).count("+53.4 %") == 1
+
+
+def test_who_does_the_same_as_the_baseline_does_not_beat_it():
+    found = lead(comparison(kpa=BASE))
+    assert found.policy == "hpa"
+    assert found.details == ("kpa is next at the same cost.",)
+
+
+def test_the_same_cost_is_no_interval_of_nothing():
+    served_better = [(served + 0.001, cost) for served, cost in BASE]
+    found = lead(comparison(kpa=served_better))
+    assert found.sentence.endswith(
+        "within the objectives for the same GPU hours as hpa; hpa serves 99.20 %."
+    )
+    assert found.details == ("hpa is next at the same cost.",)
+    one = lead(comparison(base=BASE[:1], kpa=BASE[:1], planner=BETTER[:1]))
+    assert one.details == ("Next is hpa: 11.1 % more GPU hours.",)
 
 
 def test_one_policy_has_no_verdict():
@@ -170,7 +228,9 @@ def test_cost_at_equal_attainment_is_read_from_the_curve_else_from_the_one_setti
     assert (found["planner"][0].gpu_hours, found["planner"][0].at_most) == (90, True)
     assert found["planner"][1].gpu_hours is None
     assert [cost.gpu_hours for cost in found["keda"]] == [None, None]
-    assert found["hpa"][0].regret is None
+    # the cheapest that was tried serves more than 99 %
+    dear = {"hpa": curve("hpa", (0.995, 110.0), (0.999, 150.0))}
+    assert equal_costs(comparison(planner=BETTER, curves=dear))["hpa"][0].at_most
 
 
 def test_bills_by_hand():

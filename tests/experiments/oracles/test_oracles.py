@@ -211,7 +211,8 @@ def test_says_what_was_possible_and_who_is_how_far_from_it(oracles):
     sentences = list(oracle_sentences(oracles, {"static": 1.414, "hpa": None}))
     assert sentences[0].startswith("With the whole load known, 99.0 % of the requests need ")
     assert sentences[-2:] == [
-        "Regret, GPU hours over oracle-b's at the same attainment: static 1.41",
+        "Regret, GPU hours over those of oracle-b at the attainment of the policy itself: "
+        "static +41.4 %",
         "No plan of oracle-b serves as well or as badly as hpa: no regret",
     ]
 
