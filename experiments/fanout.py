@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,11 @@ POLL_S = 0.25
 """How often the progress of other processes is read: as often as a terminal is redrawn."""
 
 
+ORPHAN_S = 1.0
+"""How often a worker looks whether it still has a parent."""
+EXIT_ORPHANED = 1
+
+
 def cores() -> int:
     """Cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
@@ -76,6 +82,7 @@ def fan_out(tasks: Sequence[Task[R]], jobs: int, watch: Watch = silent) -> list[
         return [_run_here(task, watch) for task in tasks]
     try:
         from joblib import Parallel, delayed
+        from joblib.parallel import LokyBackend, get_active_backend
     except ModuleNotFoundError as error:
         raise InputError(
             "joblib is not installed; install deepseek-tuner[report], or use --jobs 1"
@@ -83,7 +90,10 @@ def fan_out(tasks: Sequence[Task[R]], jobs: int, watch: Watch = silent) -> list[
     for task in tasks:
         watch(task.label, 0.0)
     with _board(tasks, watch) as board:
-        results: list[R] = Parallel(n_jobs=min(jobs, len(tasks)))(
+        # A worker of a cluster belongs to that cluster, one of this machine to this process.
+        ours = isinstance(get_active_backend()[0], LokyBackend)
+        leave = {"initializer": _leave_with, "initargs": (os.getpid(),)} if ours else {}
+        results: list[R] = Parallel(n_jobs=min(jobs, len(tasks)), **leave)(
             delayed(_run_there)(task, _Slot(board, index)) for index, task in enumerate(tasks)
         )
         # Another machine has no board to write to; what came back is done all the same.
@@ -100,6 +110,18 @@ def _run_here(task: Task[R], watch: Watch) -> R:
 
 def _run_there(task: Task[R], slot: _Slot) -> R:
     return _followed(task, slot)
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the one that started it is gone: killed, it can tell nobody, and a
+    worker that waits for its next task would wait for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(ORPHAN_S)
+        os._exit(EXIT_ORPHANED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _followed(task: Task[R], tell: Progress) -> R:

@@ -150,7 +150,14 @@ def test_a_mistake_is_one_sentence_exit_2_and_nothing_written(
     assert [path.name for path in tmp_path.iterdir()] == ["load.parquet"]
 
 
-def test_sigterm_ends_it_as_ctrl_c_does_with_its_workers(trace, tmp_path):
+@pytest.mark.parametrize(
+    ("sent", "code", "words"),
+    [
+        (signal.SIGTERM, 130, "error: interrupted; nothing half-written is left\n"),
+        (signal.SIGKILL, -signal.SIGKILL, ""),
+    ],
+)
+def test_ended_from_outside_its_workers_end_with_it(trace, tmp_path, sent, code, words):
     out = tmp_path / "ended"
     command = [sys.executable, "-m", "tuner.cli", *map(str, common(trace, out)), "--jobs", "2"]
     # More trials than it will be given time for.
@@ -166,11 +173,11 @@ def test_sigterm_ends_it_as_ctrl_c_does_with_its_workers(trace, tmp_path):
                 assert run.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.1)
-            run.send_signal(signal.SIGTERM)
-            _, said = run.communicate(timeout=60)
-            assert run.returncode == 130
-            assert "finished runs are kept in" in said
-            assert said.endswith("error: interrupted; nothing half-written is left\n")
+            run.send_signal(sent)
+            _, said = run.communicate(timeout=90)
+            assert run.returncode == code
+            assert said.endswith(words)
+            assert ("finished runs are kept in" in said) == bool(words)
             while _in_group(run.pid):
                 assert time.monotonic() < deadline, "a worker outlived the command"
                 time.sleep(0.1)
