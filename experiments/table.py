@@ -12,12 +12,13 @@ from rich.text import Text
 from experiments.advantages import advantages
 from experiments.best import lead
 from experiments.comparison import Comparison, PolicyOutcome
+from experiments.notes import notes
 from experiments.oracles.words import oracle_sentences
 from experiments.ranking import STYLES, how_to_read, ranking
 from experiments.readable import brief, figure, shown_interval
 from experiments.search import options_in_words
 from experiments.summary import METRICS, Figures
-from experiments.verdict import BOUNDS, notes, verdicts
+from experiments.verdict import BOUNDS, verdicts
 
 FEW = 4
 """Policies, bounds among them, that a terminal has room for in full: every figure of each, and its

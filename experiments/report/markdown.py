@@ -11,6 +11,7 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison
 from experiments.losses import losses
 from experiments.money import HOURS_PER_MONTH, price_of, simulated_h
+from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, percent, setting_text
 from experiments.report.tables import (
@@ -24,7 +25,7 @@ from experiments.report.tables import (
     title,
 )
 from experiments.settings import default_text, settings_of
-from experiments.verdict import notes, verdicts
+from experiments.verdict import verdicts
 
 
 def write_markdown(comparison: Comparison, run: Mapping[str, object], path: Path) -> None:

@@ -12,6 +12,7 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.losses import Loss, losses
 from experiments.money import price_of, simulated_h
+from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
@@ -32,7 +33,7 @@ from experiments.search import Search
 from experiments.settings import default_text, settings_of
 from experiments.summary import METRICS
 from experiments.sweep import Sweep
-from experiments.verdict import BOUNDS, notes, verdicts
+from experiments.verdict import BOUNDS, verdicts
 from policies import POLICIES
 from tuner.core.profile import ServingProfile
 
