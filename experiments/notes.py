@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from experiments.comparison import Comparison
 from experiments.config import RunConfig
+from experiments.eligible import BOUNDS, in_hindsight
 from experiments.readable import duration, figure, listed, percent
 from experiments.statistics import MIN_BLOCKS
-from experiments.verdict import BOUNDS
 from experiments.workbench import STATIC
 from policies import POLICIES
 from tuner.train.digests import trace_digest
@@ -54,6 +54,12 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
             "hindsight: on a load nobody has seen yet a rule does worse."
             + (" --train-trace tunes on another one." if tuning.hindsight else "")
         )
+    for outcome in comparison.policies:
+        if in_hindsight(comparison, outcome):
+            yield (
+                f"{outcome.name} is a bound here, no rival: its count was chosen with hindsight, "
+                "the settings of the others were not."
+            )
     for trace, names in tuned_on.items():
         yield f"{_were(names)} tuned on {trace}, not on the load that is compared here."
     yield from _budget_notes(comparison)

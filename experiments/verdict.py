@@ -7,7 +7,7 @@ from enum import StrEnum
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.curve import cost_at
-from experiments.oracles import CLAIRVOYANT, INSTANT
+from experiments.eligible import BOUNDS, in_hindsight
 from experiments.readable import (
     difference,
     difference_interval,
@@ -20,8 +20,6 @@ EVEN_ATTAINMENT = 0.0005
 """Half a request in a thousand: below it nobody would act on a difference of attainment."""
 EVEN_COST = 0.005
 """Half a percent of the cost: likewise."""
-BOUNDS = (INSTANT, CLAIRVOYANT)
-"""Not policies that anyone could run."""
 
 
 class Standing(StrEnum):
@@ -32,6 +30,8 @@ class Standing(StrEnum):
     TRADES = "trade-off"
     EVEN = "no difference"
     OPEN = "undecided"
+    HINDSIGHT = "hindsight"
+    """No rival: its setting was chosen on the compared load, those of others were not."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ def _verdict(comparison: Comparison, outcome: PolicyOutcome) -> Verdict:
     serves = _direction(attainment, EVEN_ATTAINMENT, higher_is_better=True)
     saves = _direction(cost, EVEN_COST * base_cost, higher_is_better=False)
     standing = _standing(serves, saves)
+    if in_hindsight(comparison, outcome):
+        standing = Standing.HINDSIGHT
     relative = cost.mean / base_cost if base_cost > 0 else 0.0
     return Verdict(
         policy=outcome.name,
@@ -122,6 +124,8 @@ def _headline(
         return f"{name} loses to {base}: {figures}."
     if standing is Standing.EVEN:
         return f"{name} does as {base} does: {figures}."
+    if standing is Standing.HINDSIGHT:
+        return f"{name} against {base}, its count chosen with hindsight: {figures}."
     if standing is Standing.OPEN:
         return f"{name} against {base}: {figures}."
     trade = "costs less and serves worse" if relative < 0 else "serves better and costs more"

@@ -10,6 +10,7 @@ from typing import Any
 from experiments.advantages import advantages
 from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
+from experiments.eligible import BOUNDS, in_hindsight
 from experiments.losses import Loss, losses
 from experiments.money import price_of, simulated_h
 from experiments.notes import notes
@@ -33,7 +34,7 @@ from experiments.search import Search
 from experiments.settings import default_text, settings_of
 from experiments.summary import METRICS
 from experiments.sweep import Sweep
-from experiments.verdict import BOUNDS, verdicts
+from experiments.verdict import verdicts
 from policies import POLICIES
 from tuner.core.profile import ServingProfile
 
@@ -77,6 +78,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         verdicts=sorted(verdicts(comparison), key=lambda verdict: order.index(verdict.policy)),
         below=below_goal(comparison),
         bounds=BOUNDS,
+        hindsight=[o.name for o in comparison.policies if in_hindsight(comparison, o)],
         notes=notes(comparison),
         order=order,
         usual=usual(comparison),
