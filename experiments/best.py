@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.curve import sweep_cost_at
 from experiments.eligible import BOUNDS, eligible, in_hindsight
+from experiments.equal_attainment import curve_of
 from experiments.money import price_of, usd
 from experiments.oracles import CLAIRVOYANT
-from experiments.readable import MINUS, figure, interval, percent
+from experiments.readable import MINUS, figure, interval, listed, percent
 from experiments.statistics import seeds_interval
 from experiments.verdict import EVEN_COST
 
@@ -75,6 +77,8 @@ def lead(comparison: Comparison) -> Lead | None:
 
 def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: PolicyOutcome) -> str:
     first, goal = order[0], comparison.config.sweep.goal
+    if _all_the_same(order):
+        return _tie(order, goal)
     served = _with_interval("slo_attainment", first.estimates["slo_attainment"])
     if first.mean("slo_attainment") < goal:
         opening = (
@@ -102,8 +106,28 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
         word = "less" if gap.mean < 0 else "more"
         sentence += f", {usd(abs(gap.mean) * price.usd)} {word} for this load"
     theirs = base.mean("slo_attainment")
-    missed = ", which misses the goal" if theirs < goal <= first.mean("slo_attainment") else ""
+    missed = ""
+    if theirs < goal <= first.mean("slo_attainment"):
+        missed = f", which misses the goal{_set_to_the_goal(comparison, first, base)}"
     return f"{sentence}; {base.name} serves {figure('slo_attainment', theirs)}{missed}."
+
+
+def _set_to_the_goal(comparison: Comparison, first: PolicyOutcome, base: PolicyOutcome) -> str:
+    """What the baseline would cost if it reached the goal too, where its curve tells."""
+    goal, curve = comparison.config.sweep.goal, curve_of(comparison, base.name)
+    if curve is None:
+        return ""
+    needed = sweep_cost_at(curve, goal)
+    if needed is None:
+        return f"; no setting of {base.name} that was tried reaches it"
+    more = first.mean("gpu_hours") / needed - 1
+    compared = f"{percent(abs(more))} {'more' if more > 0 else 'less'}"
+    if abs(more) < EVEN_COST:
+        compared = "about the same"
+    return (
+        f"; set to the goal, {base.name} needs about {figure('gpu_hours', needed)} GPU hours: "
+        f"{first.name} costs {compared}"
+    )
 
 
 def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
@@ -127,7 +151,7 @@ def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
 def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
     """The runner-up: what choosing it instead would cost, seed by seed."""
     goal = comparison.config.sweep.goal
-    if len(order) < 2:
+    if len(order) < 2 or _all_the_same(order):
         return []
     first, second = order[0], order[1]
     if second.mean("slo_attainment") < goal <= first.mean("slo_attainment"):
@@ -193,12 +217,32 @@ def _to_the_bound(comparison: Comparison, first: PolicyOutcome) -> list[str]:
 
 
 def _luck(order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
-    if len(order) < 4 or first is base:
+    if len(order) < 4 or first is base or _all_the_same(order):
         return []
     return [
         f"The best of {len(order)} was picked on the load that it is judged on, which flatters it: "
         "before acting on it, compare it with the baseline alone on another day."
     ]
+
+
+def _all_the_same(order: Sequence[PolicyOutcome]) -> bool:
+    """Whether every policy served as many and held as many GPUs on every seed."""
+    found = {
+        tuple((run.figures.slo_attainment, run.figures.gpu_hours) for run in outcome.runs)
+        for outcome in order
+    }
+    return len(order) > 1 and len(found) == 1
+
+
+def _tie(order: Sequence[PolicyOutcome], goal: float) -> str:
+    estimates = order[0].estimates
+    missed = order[0].mean("slo_attainment") < goal
+    return (
+        f"There is no difference between {listed([outcome.name for outcome in order])}: on every "
+        f"seed each serves the same, {_with_interval('slo_attainment', estimates['slo_attainment'])}"
+        f" of the requests within the objectives{', short of the goal' if missed else ''}, for the "
+        f"same {_with_interval('gpu_hours', estimates['gpu_hours'])} GPU hours."
+    )
 
 
 def _same_cost(one: PolicyOutcome, other: PolicyOutcome) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
-from experiments.curve import cost_at
+from experiments.curve import sweep_cost_at
 from experiments.eligible import BOUNDS, in_hindsight
 from experiments.readable import (
     difference,
@@ -29,7 +29,12 @@ class Standing(StrEnum):
     LOSES = "loses"
     TRADES = "trade-off"
     EVEN = "no difference"
+    CHEAPER = "costs less"
+    """Clearly, and no clear difference in attainment."""
+    DEARER = "costs more"
     OPEN = "undecided"
+    MISSES = "both miss"
+    """Neither reaches the goal: whoever is cheaper wins nothing."""
     HINDSIGHT = "hindsight"
     """No rival: its setting was chosen on the compared load, those of others were not."""
 
@@ -62,13 +67,18 @@ def _verdict(comparison: Comparison, outcome: PolicyOutcome) -> Verdict:
     serves = _direction(attainment, EVEN_ATTAINMENT, higher_is_better=True)
     saves = _direction(cost, EVEN_COST * base_cost, higher_is_better=False)
     standing = _standing(serves, saves)
+    goal = comparison.config.sweep.goal
+    if max(each.mean("slo_attainment") for each in (outcome, base)) < goal:
+        standing = Standing.MISSES
     if in_hindsight(comparison, outcome):
         standing = Standing.HINDSIGHT
     relative = cost.mean / base_cost if base_cost > 0 else 0.0
     return Verdict(
         policy=outcome.name,
         standing=standing,
-        headline=_headline(outcome.name, base.name, standing, serves, saves, relative, attainment),
+        headline=_headline(
+            outcome.name, base.name, standing, goal, serves, saves, relative, attainment
+        ),
         details=(
             _figures("GPU hours", "gpu_hours", outcome, base, f" ({signed_percent(relative)})"),
             _figures("SLO attainment", "slo_attainment", outcome, base, ""),
@@ -93,6 +103,8 @@ def _standing(serves: int | None, saves: int | None) -> Standing:
         return Standing.EVEN
     if {1, -1} <= set(known):
         return Standing.TRADES
+    if serves is None and saves:
+        return Standing.CHEAPER if saves > 0 else Standing.DEARER
     if len(known) < 2:
         return Standing.OPEN
     return Standing.WINS if 1 in known else Standing.LOSES
@@ -102,6 +114,7 @@ def _headline(
     name: str,
     base: str,
     standing: Standing,
+    goal: float,
     serves: int | None,
     saves: int | None,
     relative: float,
@@ -124,6 +137,10 @@ def _headline(
         return f"{name} loses to {base}: {figures}."
     if standing is Standing.EVEN:
         return f"{name} does as {base} does: {figures}."
+    if standing is Standing.MISSES:
+        return f"{name} and {base} both miss the goal of {percent(goal)}: {figures}."
+    if standing in (Standing.CHEAPER, Standing.DEARER):
+        return f"{name} {standing} than {base}: {figures}."
     if standing is Standing.HINDSIGHT:
         return f"{name} against {base}, its count chosen with hindsight: {figures}."
     if standing is Standing.OPEN:
@@ -172,7 +189,7 @@ def _against_curves(comparison: Comparison, outcome: PolicyOutcome) -> list[str]
         rule: needed
         for rule, sweep in comparison.tuning.curves.items()
         if rule not in (outcome.policy, *BOUNDS)
-        and (needed := cost_at(sweep.points, attainment)) is not None
+        and (needed := sweep_cost_at(sweep, attainment)) is not None
         and needed > 0
     }
     shown = {comparison.baseline, min(same, key=lambda rule: same[rule], default=None)}

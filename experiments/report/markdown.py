@@ -91,7 +91,15 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     yield from _folded("Latency", _table(latency))
     counts = _table(happened) if happened.columns else []
     yield from _folded(happened.title, [_text(happened.alike), "", *counts])
-    yield from _folded("Cost at the same attainment, GPU hours", _table(equal_table(comparison)))
+    yield from _folded(
+        "Cost at the same attainment, GPU hours",
+        [
+            *_table(equal_table(comparison)),
+            "Read from curves of one run each, with a seed that is not compared; of static, the "
+            "cheapest whole fleet.",
+            "",
+        ],
+    )
     price = price_of(comparison)
     if price is not None:
         span = duration(3600 * simulated_h(comparison))

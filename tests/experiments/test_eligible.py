@@ -8,6 +8,7 @@ from rich.console import Console
 
 from experiments.best import lead, ranked
 from experiments.eligible import eligible, in_hindsight
+from experiments.equal_attainment import equal_costs
 from experiments.notes import notes
 from experiments.ranking import how_to_read, ranking
 from experiments.report.markdown import markdown
@@ -64,6 +65,14 @@ def test_static_wins_where_it_knows_no_more_than_the_others(value):
 def test_static_best_may_win():
     value = beside(static_best=STATIC)
     assert lead(value).policy == "static-best"
+
+
+def test_both_fixed_fleets_cost_the_same_at_the_same_attainment():
+    value = beside(static_best=[(0.999, 100.0)] * 3, count=2)
+    found = equal_costs(value)
+    assert found["static"] == found["static-best"]
+    # at 99 and 99.5 %: whole fleets of the curve, none in between
+    assert [cost.gpu_hours for cost in found["static"]] == [80.0, 100.0]
 
 
 def test_a_rule_that_is_alone_beside_it_is_not_the_best_of_one():
