@@ -235,13 +235,13 @@ def _all_the_same(order: Sequence[PolicyOutcome]) -> bool:
 
 
 def _tie(order: Sequence[PolicyOutcome], goal: float) -> str:
-    estimates = order[0].estimates
-    missed = order[0].mean("slo_attainment") < goal
+    served = _with_interval("slo_attainment", order[0].estimates["slo_attainment"])
+    cost = _with_interval("gpu_hours", order[0].estimates["gpu_hours"])
+    missed = ", short of the goal" if order[0].mean("slo_attainment") < goal else ""
     return (
         f"There is no difference between {listed([outcome.name for outcome in order])}: on every "
-        f"seed each serves the same, {_with_interval('slo_attainment', estimates['slo_attainment'])}"
-        f" of the requests within the objectives{', short of the goal' if missed else ''}, for the "
-        f"same {_with_interval('gpu_hours', estimates['gpu_hours'])} GPU hours."
+        f"seed each serves the same, {served} of the requests within the objectives{missed}, for "
+        f"the same {cost} GPU hours."
     )
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from experiments.comparison import Comparison
+import numpy as np
+
+from experiments.comparison import Comparison, PolicyOutcome
 from experiments.config import RunConfig
+from experiments.digest import RunDigest
 from experiments.eligible import BOUNDS, in_hindsight
 from experiments.readable import duration, figure, listed, percent
 from experiments.statistics import MIN_BLOCKS
-from experiments.workbench import STATIC
+from experiments.workbench import STATIC, STATIC_BEST
 from policies import POLICIES
+from tuner.core.trace import Trace
 from tuner.train.digests import trace_digest
 
 
@@ -20,6 +24,8 @@ def notes(comparison: Comparison) -> list[str]:
         *_missed_goals(comparison),
         *_tuning_notes(comparison),
         *_training_notes(comparison),
+        *_late_notes(comparison),
+        *_idle_notes(comparison),
         *_sample_notes(comparison),
         *_input_notes(comparison),
     ]
@@ -115,7 +121,100 @@ def _training_notes(comparison: Comparison) -> Iterator[str]:
             )
 
 
+LATE = 0.01
+"""Share of the requests that may finish after the last arrival without a word."""
+
+
+def _late_notes(comparison: Comparison) -> Iterator[str]:
+    """Whose costs end long before its work does."""
+    late = {o.name: late_share(o, comparison.trace) for o in comparison.policies}
+    said = [f"{name} ({percent(share)})" for name, share in late.items() if share > LATE]
+    if said:
+        their = "its" if len(said) == 1 else "their"
+        yield (
+            f"{listed(said)} finished that share of the requests, at least, after the last "
+            f"arrival, where costs end: that time is not in {their} GPU hours and money, while the "
+            "tokens made in it are counted. Who falls behind looks cheaper than it is."
+        )
+
+
+def late_share(outcome: PolicyOutcome, trace: Trace) -> float:
+    """Share (0-1) of the trace's requests that finished after its last arrival, mean over the
+    seeds; of the tick that holds it, none."""
+    ran = [run.ticks for run in outcome.runs if run.ticks is not None]
+    if not ran or not len(trace):
+        return 0.0
+    late = [
+        int(ticks.finished[ticks.at_s - ticks.length_s >= trace.last_arrival_s].sum())
+        for ticks in ran
+    ]
+    return sum(late) / len(late) / len(trace)
+
+
+def _idle_notes(comparison: Comparison) -> Iterator[str]:
+    """Whose figures are those of a fixed fleet."""
+    fixed = (STATIC, STATIC_BEST, *BOUNDS)
+    idle = [
+        outcome.name
+        for outcome in comparison.policies
+        if outcome.policy not in fixed and all(_idle(run, comparison) for run in outcome.runs)
+    ]
+    if idle:
+        count = comparison.tuning.initial_replicas
+        their = "its" if len(idle) == 1 else "their"
+        yield (
+            f"{listed(idle)} never changed a replica while the load lasted: {their} figures are "
+            f"those of the {count} replica{'s' if count != 1 else ''} that everybody starts with, "
+            f"{_whose_count(comparison)}."
+        )
+
+
+def _idle(run: RunDigest, comparison: Comparison) -> bool:
+    """Whether no knob moved up to the last arrival."""
+    ticks = run.ticks
+    if run.figures.actions == 0 or ticks is None:
+        return run.figures.actions == 0
+    before = ticks.at_s <= comparison.trace.last_arrival_s
+    others = (ticks.batch_size, ticks.threads, ticks.warmup_requests)
+    return bool(
+        (ticks.wanted_replicas[before] == comparison.tuning.initial_replicas).all()
+    ) and all(len(np.unique(knob[before])) <= 1 for knob in others)
+
+
+def _whose_count(comparison: Comparison) -> str:
+    """Where the count that everybody starts with comes from."""
+    tuning = comparison.tuning
+    if comparison.config.run.initial_replicas is not None:
+        return "which run.initial_replicas gives"
+    sweep = tuning.sweeps.get(STATIC)
+    if sweep is None or sweep.chosen.value != tuning.initial_replicas:
+        return "which were given for static"
+    if tuning.hindsight:
+        return "which were chosen with hindsight: the fixed fleet that is best on this very load"
+    return f"which are the fixed fleet that is best on {tuning.trace}"
+
+
+SHORT_TICKS = 30
+"""Ticks below which a load shows nothing of how policies scale."""
+
+
+def _short_notes(comparison: Comparison) -> Iterator[str]:
+    span_s, startup = comparison.trace.last_arrival_s, comparison.profile.startup
+    tick_s = comparison.config.run.tick_s
+    reasons = []
+    if span_s < SHORT_TICKS * tick_s:
+        reasons.append(f"{SHORT_TICKS} ticks of {tick_s:g} s")
+    if startup is not None and span_s < startup.stages.sum_s:
+        reasons.append(f"a replica takes to start ({duration(startup.stages.sum_s)}, median)")
+    if reasons:
+        yield (
+            f"The load lasts {duration(span_s)}, less than {' and than '.join(reasons)}: nothing "
+            "here tells how policies scale."
+        )
+
+
 def _sample_notes(comparison: Comparison) -> Iterator[str]:
+    yield from _short_notes(comparison)
     seeds, span_s = len(comparison.seeds), comparison.trace.last_arrival_s
     if seeds == 1:
         yield (

@@ -108,7 +108,8 @@ def _figures(comparison: Comparison) -> Iterator[str]:
             [
                 *_table(money_table(comparison, price)),
                 f"A month is extrapolated: {HOURS_PER_MONTH:g} hours, every one like these {span}. "
-                "Tokens are those of completed requests, prompt and output.",
+                "Costs end with the last arrival; tokens are those of completed requests, prompt "
+                "and output, made later too.",
                 "",
             ],
         )

@@ -22,7 +22,7 @@ FIGURES = Figures(**{field.name: 0.0 for field in fields(Figures)})
 
 def outcome(name, attainment, cost, differences=None, pinned=None):
     means = {"slo_attainment": attainment, "gpu_hours": cost}
-    run = RunDigest(name, 1, FIGURES, pinned or {}, {})
+    run = RunDigest(name, 1, replace(FIGURES, actions=1), pinned or {}, {})
     return PolicyOutcome(
         name=name,
         policy=name,
