@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from experiments.comparison import Comparison
 from experiments.oracles import CLAIRVOYANT
-from experiments.readable import listed
+from experiments.oracles.start import start_draws_s
+from experiments.readable import duration, figure, listed, percent
 from policies import POLICIES
 
 
@@ -34,10 +35,44 @@ def _best_case(comparison: Comparison) -> Iterator[str]:
 
 def _looked(comparison: Comparison) -> Iterator[str]:
     oracles = comparison.oracles
-    if oracles is not None:
-        plans = {point.plan.wanted.tobytes() for point in oracles.frontiers[CLAIRVOYANT].points}
+    if oracles is None:
+        return
+    frontier = oracles.frontiers[CLAIRVOYANT]
+    plans = {point.plan.wanted.tobytes() for point in frontier.points}
+    checked = "each checked in the simulator on the compared seeds"
+    seen = "it has seen the runs that it is judged by"
+    best = frontier.reaching(oracles.goal)
+    if best.reached:
         yield (
-            f"Of {len(plans)} plans of {CLAIRVOYANT}, each checked in the simulator on the "
-            "compared seeds, the cheapest that holds the goal is shown: it has seen the runs that "
-            "it is judged by."
+            f"Of {len(plans)} plans of {CLAIRVOYANT}, {checked}, the cheapest that holds the goal "
+            f"is shown: {seen}."
         )
+        return
+    yield (
+        f"{CLAIRVOYANT} could not reach the goal of {percent(oracles.goal)}: of {len(plans)} "
+        f"plans, {checked}, the one that comes closest is shown, with "
+        f"{figure('slo_attainment', best.point.attainment)}; {seen}."
+    )
+    yield from _why_short(comparison)
+
+
+def _why_short(comparison: Comparison) -> Iterator[str]:
+    """Where a perfect forecast comes too late: what is missed before a replica can be ready."""
+    startup, trace = comparison.profile.startup, comparison.trace
+    if startup is None:
+        return
+    soonest_s = float(start_draws_s(startup).min())
+    begins = (
+        f"Its fleet begins as everybody's, with {comparison.tuning.initial_replicas} replicas, and "
+        f"what it starts is ready after {duration(soonest_s)} at the soonest"
+    )
+    if soonest_s >= trace.last_arrival_s:
+        yield f"{begins}, after the last arrival: no replica starts in time."
+        return
+    ran = [run.ticks for run in comparison[CLAIRVOYANT].runs if run.ticks is not None]
+    if not ran:
+        return
+    before = sum(int(ticks.missed[ticks.at_s <= soonest_s].sum()) for ticks in ran) / len(ran)
+    missed = before / len(trace)
+    if missed > 1 - comparison.config.sweep.goal:
+        yield f"{begins}; until then {percent(missed)} of all requests have missed already."

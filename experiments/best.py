@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.curve import sweep_cost_at
+from experiments.eligible import BOUNDS, eligible, in_hindsight
+from experiments.equal_attainment import curve_of
 from experiments.money import price_of, usd
 from experiments.oracles import CLAIRVOYANT
-from experiments.readable import MINUS, figure, interval, percent
+from experiments.readable import MINUS, figure, interval, listed, percent
 from experiments.statistics import seeds_interval
-from experiments.verdict import BOUNDS, EVEN_COST
+from experiments.verdict import EVEN_COST
 
 
 @dataclass(frozen=True)
@@ -26,15 +29,22 @@ class Lead:
 
 
 def ranked(comparison: Comparison) -> list[PolicyOutcome]:
-    """The best first: who reaches the goal by cost, then the rest by attainment; bounds last. Of
-    equals the baseline stands first: nothing beats it by doing the same."""
+    """The best first: who reaches the goal by cost, then the rest by attainment; last what was
+    chosen with hindsight, and the bounds. Of equals the baseline stands first: nothing beats it by
+    doing the same."""
     goal = comparison.config.sweep.goal
 
-    def place(outcome: PolicyOutcome) -> tuple[bool, bool, float, float, bool]:
+    def place(outcome: PolicyOutcome) -> tuple[bool, bool, bool, float, float, bool]:
         served, cost = outcome.mean("slo_attainment"), outcome.mean("gpu_hours")
         reached = served >= goal
         order = (cost, -served) if reached else (-served, cost)
-        return outcome.name in BOUNDS, not reached, *order, outcome.name != comparison.baseline
+        return (
+            outcome.name in BOUNDS,
+            not eligible(comparison, outcome),
+            not reached,
+            *order,
+            outcome.name != comparison.baseline,
+        )
 
     return sorted(comparison.policies, key=place)
 
@@ -47,8 +57,9 @@ def below_goal(comparison: Comparison) -> list[str]:
 
 def lead(comparison: Comparison) -> Lead | None:
     """The verdict; None where only one policy could be run."""
-    order = [outcome for outcome in ranked(comparison) if outcome.name not in BOUNDS]
-    if len(order) < 2:
+    order = [outcome for outcome in ranked(comparison) if eligible(comparison, outcome)]
+    known = [outcome for outcome in comparison.policies if in_hindsight(comparison, outcome)]
+    if not order or len(order) + len(known) < 2:
         return None
     first, base = order[0], comparison[comparison.baseline]
     return Lead(
@@ -56,6 +67,7 @@ def lead(comparison: Comparison) -> Lead | None:
         sentence=_sentence(comparison, order, base),
         details=(
             *_next(comparison, order),
+            *(_with_hindsight(first, outcome) for outcome in known if outcome is not base),
             *_other_loads(first, base),
             *_to_the_bound(comparison, first),
             *_luck(order, first, base),
@@ -65,6 +77,8 @@ def lead(comparison: Comparison) -> Lead | None:
 
 def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: PolicyOutcome) -> str:
     first, goal = order[0], comparison.config.sweep.goal
+    if _all_the_same(order):
+        return _tie(order, goal)
     served = _with_interval("slo_attainment", first.estimates["slo_attainment"])
     if first.mean("slo_attainment") < goal:
         opening = (
@@ -78,10 +92,12 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
             f"{_with_interval('gpu_hours', base.estimates['gpu_hours'])} GPU hours."
         )
     else:
-        opening = (
-            f"{first.name} is the best of {len(order)}: it serves {served} of the requests within "
-            "the objectives"
+        best = (
+            f"is the best of {len(order)}: it"
+            if len(order) > 1
+            else "is the only one that was not chosen with hindsight: it"
         )
+        opening = f"{first.name} {best} serves {served} of the requests within the objectives"
     if first is base:
         return f"{opening}; it is the baseline."
     sentence = f"{opening} for {_against(first, base)}"
@@ -90,8 +106,28 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
         word = "less" if gap.mean < 0 else "more"
         sentence += f", {usd(abs(gap.mean) * price.usd)} {word} for this load"
     theirs = base.mean("slo_attainment")
-    missed = ", which misses the goal" if theirs < goal <= first.mean("slo_attainment") else ""
+    missed = ""
+    if theirs < goal <= first.mean("slo_attainment"):
+        missed = f", which misses the goal{_set_to_the_goal(comparison, first, base)}"
     return f"{sentence}; {base.name} serves {figure('slo_attainment', theirs)}{missed}."
+
+
+def _set_to_the_goal(comparison: Comparison, first: PolicyOutcome, base: PolicyOutcome) -> str:
+    """What the baseline would cost if it reached the goal too, where its curve tells."""
+    goal, curve = comparison.config.sweep.goal, curve_of(comparison, base.name)
+    if curve is None:
+        return ""
+    needed = sweep_cost_at(curve, goal)
+    if needed is None:
+        return f"; no setting of {base.name} that was tried reaches it"
+    more = first.mean("gpu_hours") / needed - 1
+    compared = f"{percent(abs(more))} {'more' if more > 0 else 'less'}"
+    if abs(more) < EVEN_COST:
+        compared = "about the same"
+    return (
+        f"; set to the goal, {base.name} needs about {figure('gpu_hours', needed)} GPU hours: "
+        f"{first.name} costs {compared}"
+    )
 
 
 def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
@@ -115,6 +151,8 @@ def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
 def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
     """The runner-up: what choosing it instead would cost, seed by seed."""
     goal = comparison.config.sweep.goal
+    if len(order) < 2 or _all_the_same(order):
+        return []
     first, second = order[0], order[1]
     if second.mean("slo_attainment") < goal <= first.mean("slo_attainment"):
         return ["No other policy reaches the goal."]
@@ -134,6 +172,20 @@ def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
     if bounds[0] <= 0 or mean < EVEN_COST:
         return [f"{second.name} is next and cannot be told apart in cost: {apart}."]
     return [f"Next is {second.name}: {apart}."]
+
+
+def _with_hindsight(first: PolicyOutcome, known: PolicyOutcome) -> str:
+    """What the fixed fleet that was chosen on the very load does: a bound on fixed fleets."""
+    cost, mine = known.mean("gpu_hours"), first.mean("gpu_hours")
+    share = cost / mine - 1 if mine > 0 else 0.0
+    if abs(share) < EVEN_COST:
+        costs = "about as many GPU hours"
+    else:
+        costs = f"{percent(abs(share))} {'more' if share > 0 else 'fewer'} GPU hours"
+    return (
+        f"{known.name}, chosen with hindsight on this very load, serves "
+        f"{figure('slo_attainment', known.mean('slo_attainment'))} for {costs}: a bound, no rival."
+    )
 
 
 def _other_loads(first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
@@ -165,12 +217,32 @@ def _to_the_bound(comparison: Comparison, first: PolicyOutcome) -> list[str]:
 
 
 def _luck(order: Sequence[PolicyOutcome], first: PolicyOutcome, base: PolicyOutcome) -> list[str]:
-    if len(order) < 4 or first is base:
+    if len(order) < 4 or first is base or _all_the_same(order):
         return []
     return [
         f"The best of {len(order)} was picked on the load that it is judged on, which flatters it: "
         "before acting on it, compare it with the baseline alone on another day."
     ]
+
+
+def _all_the_same(order: Sequence[PolicyOutcome]) -> bool:
+    """Whether every policy served as many and held as many GPUs on every seed."""
+    found = {
+        tuple((run.figures.slo_attainment, run.figures.gpu_hours) for run in outcome.runs)
+        for outcome in order
+    }
+    return len(order) > 1 and len(found) == 1
+
+
+def _tie(order: Sequence[PolicyOutcome], goal: float) -> str:
+    served = _with_interval("slo_attainment", order[0].estimates["slo_attainment"])
+    cost = _with_interval("gpu_hours", order[0].estimates["gpu_hours"])
+    missed = ", short of the goal" if order[0].mean("slo_attainment") < goal else ""
+    return (
+        f"There is no difference between {listed([outcome.name for outcome in order])}: on every "
+        f"seed each serves the same, {served} of the requests within the objectives{missed}, for "
+        f"the same {cost} GPU hours."
+    )
 
 
 def _same_cost(one: PolicyOutcome, other: PolicyOutcome) -> bool:

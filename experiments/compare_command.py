@@ -14,7 +14,8 @@ from rich.markup import escape
 
 from experiments.cells import kept
 from experiments.compare import compare, named_policies
-from experiments.comparison import Comparison, comparison_summary
+from experiments.comparison import Comparison
+from experiments.comparison_summary import comparison_summary
 from experiments.config import Authority, CompareConfig, compare_mistakes, load_compare_config
 from experiments.executors import Executor
 from experiments.folder import provenance, result_folder, write_json

@@ -1,24 +1,18 @@
-"""What a comparison found, and the `summary.json` that says it."""
+"""What a comparison found."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from experiments.config import CompareConfig
 from experiments.digest import RunDigest
-from experiments.folder import describe_profile, describe_trace
-from experiments.oracles import Oracles, oracles_summary, regret
-from experiments.search import Search
+from experiments.oracles import Oracles, regret
 from experiments.statistics import Interval
-from experiments.summary import plain
-from experiments.sweep import Sweep
 from experiments.tuning import Tuning
 from policies import OptionValue
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
-
-SCHEMA = "tuner.compare/1"
 
 
 @dataclass(frozen=True)
@@ -82,87 +76,3 @@ class Comparison:
         """Knob that no run could move -> why."""
         runs = [run for outcome in self.policies for run in outcome.runs]
         return {knob: why for run in runs for knob, why in run.pinned.items()}
-
-
-def comparison_summary(comparison: Comparison) -> object:
-    """`summary.json` of a comparison, `tuner.compare/1`.
-
-    Under `policies`, each figure is the mean over the seeds; `ci95` is the interval of that mean
-    over the seeds, `ci95_load` over loads like this one, `[null, null]` where there is none;
-    `per_seed` holds the figures of each run; `difference` is to the baseline; `regret` is GPU hours
-    over those of oracle B at the policy's own attainment, null where there is none.
-    """
-    return plain(
-        {
-            "schema": SCHEMA,
-            "objectives": asdict(comparison.config.run.slo),
-            "goal": comparison.config.sweep.goal,
-            "baseline": comparison.baseline,
-            "seeds": comparison.seeds,
-            "trace": describe_trace(comparison.trace),
-            "profile": describe_profile(comparison.profile),
-            "pinned": comparison.pinned(),
-            "policies": {
-                outcome.name: {
-                    **{name: estimate.mean for name, estimate in outcome.estimates.items()},
-                    "requests": len(comparison.trace),
-                    **_intervals(outcome.estimates),
-                    "per_seed": [{"seed": run.seed, **asdict(run.figures)} for run in outcome.runs],
-                    "difference": {
-                        **{name: gap.mean for name, gap in outcome.differences.items()},
-                        **_intervals(outcome.differences),
-                    }
-                    if outcome.differences
-                    else None,
-                    "regret": comparison.regret(outcome),
-                    "policy": outcome.policy,
-                    "options": outcome.options,
-                }
-                for outcome in comparison.policies
-            },
-            "tuning": {
-                "trace": comparison.tuning.trace,
-                "hindsight": comparison.tuning.hindsight,
-                "initial_replicas": comparison.tuning.initial_replicas,
-                "fallback_target": comparison.tuning.fallback_target,
-                "sweeps": {name: _sweep(s) for name, s in comparison.tuning.sweeps.items()},
-                "searches": {n: _search(s) for n, s in comparison.tuning.searches.items()},
-                "curves": {name: _sweep(s) for name, s in comparison.tuning.curves.items()},
-            },
-            "oracles": None if comparison.oracles is None else oracles_summary(comparison.oracles),
-        }
-    )
-
-
-def _intervals(estimates: Mapping[str, Estimate]) -> dict[str, object]:
-    nothing = (None, None)
-    return {
-        "ci95": {name: estimate.ci95 or nothing for name, estimate in estimates.items()},
-        "ci95_load": {
-            name: estimate.ci95_load
-            for name, estimate in estimates.items()
-            if estimate.ci95_load is not None
-        },
-    }
-
-
-def _search(search: Search) -> dict[str, object]:
-    return {
-        "trace": search.trace,
-        "hindsight": search.hindsight,
-        "budget": search.budget,
-        "simulated_s": search.simulated_s,
-        "reached_goal": search.reached,
-        "chosen": search.chosen.options,
-        "trials": [{"options": trial.options, **asdict(trial.figures)} for trial in search.trials],
-    }
-
-
-def _sweep(sweep: Sweep) -> dict[str, object]:
-    return {
-        "option": sweep.option,
-        "unit": sweep.unit,
-        "chosen": sweep.chosen.value,
-        "reached_goal": sweep.reached,
-        "points": [{sweep.option: point.value, **asdict(point.figures)} for point in sweep.points],
-    }

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, PolicyOutcome
-from experiments.curve import cost_at, envelope
-from experiments.sweep import Point
+from experiments.curve import envelope, sweep_cost_at
+from experiments.sweep import Sweep
+from experiments.workbench import STATIC, STATIC_BEST
 
 LEVELS = (0.99, 0.995)
 """Attainments that such fleets promise; the comparison's own goal stands beside them."""
@@ -36,17 +36,19 @@ def equal_costs(comparison: Comparison) -> dict[str, tuple[EqualCost, ...]]:
     }
 
 
-def curve_of(comparison: Comparison, policy: str) -> Sequence[Point] | None:
-    """Every setting of a policy that was tried on the compared load; None where it was one."""
-    sweep = comparison.tuning.curves.get(policy)
-    return None if sweep is None else sweep.points
+def curve_of(comparison: Comparison, policy: str) -> Sweep | None:
+    """Every setting of a policy that was tried on the compared load; None where it was one.
+
+    Both fixed fleets have one curve: they differ in which of its points was chosen.
+    """
+    return comparison.tuning.curves.get(STATIC if policy == STATIC_BEST else policy)
 
 
 def _cost(comparison: Comparison, outcome: PolicyOutcome, level: float) -> EqualCost:
     """By the policy's curve; where it was run with one setting, by that one."""
     curve = curve_of(comparison, outcome.name)
     if curve is not None:
-        cheapest = envelope(curve)[0].figures.slo_attainment
-        return EqualCost(cost_at(curve, level), cheapest > level)
+        cheapest = envelope(curve.points)[0].figures.slo_attainment
+        return EqualCost(sweep_cost_at(curve, level), cheapest > level)
     served = outcome.mean("slo_attainment")
     return EqualCost(outcome.mean("gpu_hours") if served >= level else None, served > level)

@@ -18,6 +18,8 @@ from experiments.readable import brief, figure, percent
 from experiments.summary import Figures
 from policies import Parameter
 
+REPLICAS = "replicas"
+"""Option of static: a whole fleet, of which there is nothing in between."""
 SEED = 0
 """Seed of every point; comparisons start at FIRST_SEED."""
 FIRST_SEED = 1
@@ -95,7 +97,7 @@ def sweep_static(attempt: Try, config: SweepConfig, max_replicas: int) -> Sweep:
             tried.all(sorted({max(low + 1, round(low + step * quarter)) for quarter in (1, 2, 3)}))
             low, high = _bracket(tried.points, config.goal, max_replicas)
         tried.all([count for count in range(high - 2, high + 3) if 1 <= count <= max_replicas])
-    return _choose("static", "replicas", "replicas", tried.points, config.goal)
+    return _choose("static", REPLICAS, "replicas", tried.points, config.goal)
 
 
 def _bracket(points: Sequence[Point], goal: float, most: int) -> tuple[int, int]:

@@ -22,7 +22,7 @@ from experiments.curve import cost_at
 from experiments.result import Floats
 from experiments.statistics import Interval
 from experiments.summary import Figures
-from experiments.sweep import Point
+from experiments.sweep import REPLICAS, Point
 
 RESAMPLES = 2000
 MIN_SCENARIOS = 5
@@ -150,7 +150,8 @@ def equal_attainment(case: Case, goal: float) -> dict[str, float]:
     whose curve never does are left out."""
     found = {}
     for policy, curve in case.summary["tuning"]["curves"].items():
-        cost = cost_at([_point(point) for point in curve["points"]], goal)
+        points = [_point(point) for point in curve["points"]]
+        cost = cost_at(points, goal, whole_fleets=curve["option"] == REPLICAS)
         if cost is not None:
             found[policy] = cost
     return found

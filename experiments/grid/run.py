@@ -9,7 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.compare import compare, named_policies
-from experiments.comparison import comparison_summary
+from experiments.comparison_summary import comparison_summary
 from experiments.config import CompareConfig
 from experiments.fanout import Watch
 from experiments.folder import provenance, result_folder, write_json

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from experiments.cells import kept
 from experiments.compare import compare
-from experiments.comparison import comparison_summary
+from experiments.comparison_summary import comparison_summary
 from experiments.config import CompareConfig, RunConfig, SweepConfig
 from experiments.fanout import Progress
 from experiments.folder import write_json

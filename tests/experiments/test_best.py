@@ -117,6 +117,21 @@ def test_a_baseline_that_misses_the_goal_is_told_so():
     assert found.sentence.endswith("hpa serves 95.00 %, which misses the goal.")
 
 
+def test_what_the_baseline_needs_for_the_goal_stands_beside_what_it_cost():
+    # by hand: halfway from 0.985 to 0.995, 110 GPU hours; planner holds 90
+    curves = {"hpa": curve("hpa", (0.985, 100.0), (0.995, 120.0))}
+    found = lead(comparison(base=WORSE, planner=BETTER, curves=curves))
+    assert found.sentence.endswith(
+        "hpa serves 95.00 %, which misses the goal; set to the goal, hpa needs about 110.0 GPU "
+        "hours: planner costs 18.2 % less."
+    )
+    short = {"hpa": curve("hpa", (0.95, 60.0), (0.98, 120.0))}
+    found = lead(comparison(base=WORSE, planner=BETTER, curves=short))
+    assert found.sentence.endswith("; no setting of hpa that was tried reaches it.")
+    # who reaches the goal is compared as it ran
+    assert "set to" not in lead(comparison(planner=BETTER, curves=curves)).sentence
+
+
 def test_a_baseline_that_nobody_beats_is_told_so():
     found = lead(comparison(kpa=DEARER, keda=WORSE))
     assert found.policy == "hpa"
@@ -199,9 +214,24 @@ def test_regret_is_the_same_figure_wherever_it_stands():
 
 
 def test_who_does_the_same_as_the_baseline_does_not_beat_it():
-    found = lead(comparison(kpa=BASE))
+    found = lead(comparison(kpa=BASE, keda=DEARER))
     assert found.policy == "hpa"
     assert found.details == ("kpa is next at the same cost.",)
+
+
+def test_where_all_do_the_same_there_is_no_difference():
+    found = lead(comparison(kpa=BASE, keda=BASE, planner=BASE))
+    assert found.sentence.startswith(
+        "There is no difference between hpa, kpa, keda and planner: on every seed each serves the "
+        "same, 99.20 % ("
+    )
+    assert found.details == ()
+    drowned = [(0.2167, 10.0)] * 3
+    assert "21.67 % (21.67 to 21.67) of the requests within the objectives, short of the goal" in (
+        lead(comparison(base=drowned, kpa=drowned)).sentence
+    )
+    almost = [BASE[0], BASE[1], (BASE[2][0], BASE[2][1] + 0.1)]
+    assert "no difference" not in lead(comparison(kpa=almost)).sentence
 
 
 def test_the_same_cost_is_no_interval_of_nothing():

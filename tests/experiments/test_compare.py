@@ -6,8 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from experiments.compare import compare, named_policies
-from experiments.comparison import comparison_summary
+from experiments.comparison_summary import comparison_summary
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig, SweepConfig
+from experiments.equal_attainment import equal_costs
 from experiments.fanout import silent
 from experiments.runner import SimulationRunner
 from experiments.summary import METRICS
@@ -269,6 +270,13 @@ def test_the_summary_has_every_figure_of_every_policy(compared):
         assert [run["seed"] for run in policy["per_seed"]] == [1, 2, 3]
         assert set(policy["per_seed"][0]) == {"seed", *names}
     assert summary["policies"]["hpa"]["difference"] is None
+    equal = equal_costs(comparison)
+    for name, policy in summary["policies"].items():
+        stored = policy["equal_attainment"]
+        assert [at["slo_attainment"] for at in stored] == [0.99, 0.995]
+        assert [(at["gpu_hours"], at["at_most"]) for at in stored] == [
+            (cost.gpu_hours, cost.at_most) for cost in equal[name]
+        ]
     assert summary["policies"]["static"]["requests"] == len(comparison.trace)
     assert summary["tuning"]["sweeps"]["static"]["chosen"] == 3
     assert len(summary["tuning"]["searches"]["hpa"]["trials"]) == 16

@@ -7,11 +7,12 @@ from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig, RunConfig
 from experiments.curve import cost_at
 from experiments.digest import RunDigest
+from experiments.notes import notes
 from experiments.search import Search, Trial
 from experiments.summary import METRICS, Figures
 from experiments.sweep import Point, Sweep
 from experiments.tuning import Tuning
-from experiments.verdict import Standing, notes, verdicts
+from experiments.verdict import Standing, verdicts
 from tests.experiments import toy
 from tuner.core.trace import Gap
 from tuner.train.digests import trace_digest
@@ -21,7 +22,7 @@ FIGURES = Figures(**{field.name: 0.0 for field in fields(Figures)})
 
 def outcome(name, attainment, cost, differences=None, pinned=None):
     means = {"slo_attainment": attainment, "gpu_hours": cost}
-    run = RunDigest(name, 1, FIGURES, pinned or {}, {})
+    run = RunDigest(name, 1, replace(FIGURES, actions=1), pinned or {}, {})
     return PolicyOutcome(
         name=name,
         policy=name,
@@ -106,6 +107,42 @@ def test_a_difference_within_its_interval_decides_nothing():
     )
 
 
+@pytest.mark.parametrize(
+    ("cost", "headline"),
+    [
+        (-10.0, "mine costs less than hpa: 10.0 % fewer GPU hours, no clear difference in "),
+        (50.0, "mine costs more than hpa: 50.0 % more GPU hours, no clear difference in "),
+    ],
+)
+def test_a_clear_cost_beside_an_unclear_attainment_is_said(cost, headline):
+    value = comparison(0.3, cost)
+    mine = value["mine"]
+    unclear = {**mine.differences, "slo_attainment": gap(0.003, half=0.01)}
+    value = replace(value, policies=(value["hpa"], replace(mine, differences=unclear)))
+    (verdict,) = verdicts(value)
+    assert verdict.standing == headline[len("mine ") :][: len("costs less")]
+    assert verdict.headline == f"{headline}attainment."
+
+
+@pytest.mark.parametrize(
+    ("points", "cost", "figures"),
+    [
+        (0.0, -59.4, "59.4 % fewer GPU hours, attainment the same."),
+        (3.0, 0.0, "the same GPU hours, attainment 3.00 points higher."),
+        (0.0, 0.0, "the same GPU hours, attainment the same."),
+    ],
+)
+def test_where_neither_reaches_the_goal_nobody_wins(points, cost, figures):
+    (verdict,) = verdicts(comparison(points, cost, attainment=0.2167))
+    assert verdict.standing is Standing.MISSES
+    assert verdict.headline == f"mine and hpa both miss the goal of 99.0 %: {figures}"
+
+
+def test_who_alone_reaches_the_goal_may_win():
+    (verdict,) = verdicts(comparison(1.0, -10.0, attainment=0.985))
+    assert verdict.standing is Standing.WINS
+
+
 def test_one_clear_difference_beside_an_unclear_one_decides_nothing_either():
     value = comparison(0.3, -10)
     mine = value["mine"]
@@ -144,6 +181,15 @@ def test_reads_a_rules_cost_off_its_curve(attainment, cost):
     assert cost_at(CURVE, attainment) == pytest.approx(cost)
 
 
+@pytest.mark.parametrize(
+    ("attainment", "cost"),
+    [(0.3, 50.0), (0.5, 50.0), (0.7, 100.0), (0.9, 100.0), (0.95, 200.0)],
+)
+def test_between_two_whole_fleets_there_is_none(attainment, cost):
+    assert cost_at(CURVE, attainment, whole_fleets=True) == cost
+    assert cost_at(CURVE[:3], 0.95, whole_fleets=True) is None
+
+
 def test_a_curve_that_ends_below_has_no_cost():
     assert cost_at(CURVE[:3], 0.95) is None
     assert cost_at((), 0.5) is None
@@ -154,8 +200,8 @@ def test_every_policy_is_held_against_the_curves_of_the_rules():
     tuning = Tuning("toy-load", True, {"static": curve}, {"static": curve}, 3, 40.0)
     (verdict,) = verdicts(comparison(0.0, 20.0, attainment=0.95, tuning=tuning))
     assert verdict.details[-1] == (
-        "static, set with hindsight to the same attainment, needs about 150.0 GPU hours: "
-        "mine costs 20.0 % less."
+        "static, set with hindsight to the same attainment, needs about 200.0 GPU hours: "
+        "mine costs 40.0 % less."
     )
 
 

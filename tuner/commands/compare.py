@@ -125,7 +125,7 @@ def command(
       --policies hpa,bundles/r1-1.0.0 --authority floor --out runs/floor
     """
     from experiments.compare_command import CompareRequest, compare_to_folder
-    from experiments.comparison import comparison_summary
+    from experiments.comparison_summary import comparison_summary
     from experiments.executors import Executor
     from experiments.table import print_comparison
 

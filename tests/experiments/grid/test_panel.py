@@ -35,7 +35,8 @@ def case(label, **policies):
             "tuning": {
                 "curves": {
                     "hpa": {
-                        "points": [{"slo_attainment": a, "gpu_hours": hours} for a, hours in curve]
+                        "option": "target",
+                        "points": [{"slo_attainment": a, "gpu_hours": hours} for a, hours in curve],
                     }
                 }
             },
