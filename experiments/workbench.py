@@ -29,6 +29,8 @@ STATIC = "static"
 """Holds the count that is best on the compared trace: no fixed fleet could have done better."""
 STATIC_BEST = "static-best"
 """Holds the count that is best on the training trace: what its owner would have bought."""
+"""For what does not depend on the load: which parameters a rule has, and their units."""
+"""For what does not depend on the load: which parameters a rule has, and their units."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ class Bench:
         """A dial is a target of the default metric: of another one nobody knows the range."""
         if not self.options(name).keys() & {"metric", "target_type"} or self.is_set(name, spec):
             return
-        dial = POLICIES[spec].search(_ANY_LOAD)[0]
+        dial = POLICIES[spec].search(ANY_LOAD)[0]
         raise ConfigError(
             f"--set {name}: the search looks for {dial.unit}; with another metric or target type, "
             f"give {name}.{dial.name} too"
@@ -97,7 +99,7 @@ class Bench:
 
     def is_set(self, name: str, spec: str) -> bool:
         """Whether nothing is left to search: the user has set the dial, or there is none."""
-        parameters = POLICIES[spec].search(_ANY_LOAD) if spec in POLICIES else ()
+        parameters = POLICIES[spec].search(ANY_LOAD) if spec in POLICIES else ()
         return not parameters or parameters[0].name in self.options(name)
 
     def job(
@@ -232,6 +234,3 @@ class Bench:
             for job, label in zip(jobs, labels, strict=True)
         ]
         return self.cells.run(tasks, self.jobs, self.watch)
-
-
-_ANY_LOAD = Load(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

@@ -12,7 +12,7 @@ from experiments.comparison import Comparison
 from experiments.losses import losses
 from experiments.money import HOURS_PER_MONTH, price_of, simulated_h
 from experiments.oracles.words import REGRET_MEANING
-from experiments.readable import duration, percent, setting_text
+from experiments.readable import duration, percent
 from experiments.report.tables import (
     PolicyTable,
     equal_table,
@@ -23,7 +23,7 @@ from experiments.report.tables import (
     objectives,
     title,
 )
-from experiments.settings import default_text, settings_of
+from experiments.settings import default_text, settings_of, value_text
 from experiments.verdict import notes, verdicts
 
 
@@ -124,12 +124,14 @@ def _settings(comparison: Comparison) -> Iterator[str]:
     lines = []
     for outcome in ranked(comparison):
         said = [
-            f"{setting.name} {setting_text(setting.value)} "
+            f"{setting.name} {value_text(setting)} "
             f"({'tuned, ' if setting.tuned else ''}default {default_text(setting)})"
             for setting in settings_of(comparison, outcome)
-            if setting.changed
+            if setting.shown
         ]
-        lines.append(f"- **{_text(outcome.name)}**: {_text(', '.join(said) or 'defaults')}")
+        lines.append(
+            f"- **{_text(outcome.name)}**: {_text(', '.join(said) or 'nothing set, all by default')}"
+        )
     yield from _folded("Settings", [*lines, ""])
 
 

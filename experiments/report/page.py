@@ -222,12 +222,13 @@ class SettingRow:
     value: str
     default: str
     tuned: bool
+    unit: str
 
 
 def setting_rows(
     comparison: Comparison, outcome: PolicyOutcome
 ) -> tuple[list[SettingRow], list[SettingRow]]:
-    """Options of a policy that were changed, and those that have their default.
+    """Options of a policy that were tuned, given or changed, and those left at their default.
 
     A default that is nothing, as no file is, is left out.
     """
@@ -235,9 +236,13 @@ def setting_rows(
     unchanged: list[SettingRow] = []
     for setting in settings_of(comparison, outcome):
         row = SettingRow(
-            setting.name, setting_text(setting.value), default_text(setting), setting.tuned
+            setting.name,
+            setting_text(setting.value),
+            default_text(setting),
+            setting.tuned,
+            setting.unit,
         )
-        if setting.changed:
+        if setting.shown:
             changed.append(row)
         elif setting.value not in ("", None):
             unchanged.append(row)

@@ -244,8 +244,31 @@ def test_with_a_price_it_says_what_a_million_tokens_cost(comparison):
 
 def test_settings_stand_beside_their_defaults_and_say_what_was_tuned(text, comparison):
     target = comparison["hpa"].options["target"]
-    assert f"target tuned {target:g} 1000" in text
+    assert f"target tuned output tokens/s per replica {target:g} 1000" in text
     assert "tolerance 0.1" in text
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_what_was_tuned_is_shown_whatever_its_default(comparison, replicas):
+    sweep = comparison.tuning.sweeps["static"]
+    point = replace(sweep.chosen, value=replicas)
+    tuned = replace(
+        comparison,
+        tuning=replace(comparison.tuning, sweeps={"static": replace(sweep, chosen=point)}),
+    )
+    static = replace(comparison["static"], options={"replicas": replicas})
+    changed, _ = setting_rows(tuned, static)
+    assert [(row.name, row.value, row.tuned) for row in changed] == [
+        ("replicas", str(replicas), True)
+    ]
+
+
+def test_what_was_given_is_shown_whatever_its_default(comparison):
+    hpa = replace(comparison["hpa"], options={"tolerance": 0.1, "metric": "qps", "target": 5})
+    changed, _ = setting_rows(comparison, hpa)
+    shown = {row.name: (row.value, row.unit) for row in changed}
+    assert shown["tolerance"] == ("0.1", "")
+    assert shown["target"] == ("5", "")  # nobody knows the unit of another metric's target
 
 
 def test_a_default_that_is_nothing_is_left_out(comparison):
