@@ -29,6 +29,8 @@ STATIC = "static"
 """Holds the count that is best on the compared trace: no fixed fleet could have done better."""
 STATIC_BEST = "static-best"
 """Holds the count that is best on the training trace: what its owner would have bought."""
+ANY_LOAD = Load(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""For what does not depend on the load: which parameters a rule has, and their units."""
 """For what does not depend on the load: which parameters a rule has, and their units."""
 """For what does not depend on the load: which parameters a rule has, and their units."""
 

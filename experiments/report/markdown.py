@@ -129,9 +129,7 @@ def _settings(comparison: Comparison) -> Iterator[str]:
             for setting in settings_of(comparison, outcome)
             if setting.shown
         ]
-        lines.append(
-            f"- **{_text(outcome.name)}**: {_text(', '.join(said) or 'nothing set, all by default')}"
-        )
+        lines.append(f"- **{_text(outcome.name)}**: {_text(', '.join(said) or 'all by default')}")
     yield from _folded("Settings", [*lines, ""])
 
 

@@ -15,7 +15,7 @@ from experiments.money import price_of, simulated_h
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
-from experiments.report.frontier import frontier
+from experiments.report.frontier import cost_view, frontier, outside_words
 from experiments.report.tables import (
     FEW,
     equal_table,
@@ -60,11 +60,13 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
             *comparison.tuning.searches,
         ]
     )
+    first = usual(comparison)
+    view = cost_view(comparison, first)
     price, errors = price_of(comparison), error_rows(comparison.profile)
     return render_template(
         "page.html",
         plots={
-            "frontier": frontier(comparison, colours),
+            "frontier": frontier(comparison, colours, view),
             "timelines": timelines(comparison, colours),
         },
         comparison=comparison,
@@ -78,7 +80,8 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         bounds=BOUNDS,
         notes=notes(comparison),
         order=order,
-        usual=usual(comparison),
+        usual=first,
+        outside=outside_words(comparison, view),
         swatches={
             name: Markup(swatch(colours[name], token(name, colours)))  # ours, and no name is in it
             for name in colours

@@ -13,6 +13,7 @@ from experiments.comparison import Estimate
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig
 from experiments.folder import provenance
 from experiments.report.colours import colours_of
+from experiments.report.frontier import cost_view, outside_words
 from experiments.report.page import render, setting_rows, usual
 from experiments.report.tables import HAPPENED, figure_tables
 from experiments.report.timelines import POINTS, timelines
@@ -215,6 +216,58 @@ def test_the_frontier_leaves_out_what_costs_more_and_serves_worse(plots, compari
         line = named[f"{sweep.policy}, frontier"]
         assert line["x"] == sorted(line["x"])
         assert line["y"] == sorted(set(line["y"]))
+
+
+def priced(comparison, costs, attainment=0.995):
+    """Policies of these GPU hours; whatever else they are."""
+    outcome = comparison["static"]
+    policies = tuple(
+        replace(
+            outcome,
+            name=name,
+            estimates={
+                **outcome.estimates,
+                "gpu_hours": Estimate(cost, None, None),
+                "slo_attainment": Estimate(attainment, None, None),
+            },
+        )
+        for name, cost in costs.items()
+    )
+    tuning = replace(comparison.tuning, curves={})
+    return replace(comparison, policies=policies, tuning=tuning)
+
+
+def test_one_dear_policy_does_not_push_the_others_into_a_corner(comparison):
+    many = priced(comparison, {"hpa": 100.0, "keda": 110.0, "kpa": 130.0, "schedule": 600.0})
+    view = cost_view(many, ["hpa", "keda"])
+    assert view.outside == ("schedule",)
+    assert 80 < view.low < 100 < 130 < view.high < 150
+    assert outside_words(many, view) == "Outside this view, in GPU hours, lies schedule at 600.0."
+    html = render(many, {"command": "x", "commit": None, "written_at": "", "versions": {}})
+    assert "lies schedule at 600.0." in Page(html).text
+    assert plots_of(html)["frontier"]["layout"]["xaxis"]["range"] == [view.low, view.high]
+
+
+def test_a_dear_policy_that_one_looks_at_first_is_inside(comparison):
+    many = priced(comparison, {"hpa": 100.0, "keda": 110.0, "kpa": 130.0, "learned": 600.0})
+    view = cost_view(many, ["hpa", "learned"])
+    assert view.outside == ()
+    assert view.high > 600
+    assert outside_words(many, view) == ""
+
+
+def test_policies_that_all_miss_the_goal_are_all_inside(comparison):
+    view = cost_view(priced(comparison, {"hpa": 100.0, "keda": 140.0}, attainment=0.5), [])
+    assert view.low < 100 < 140 < view.high
+
+
+def test_each_replica_plot_tells_its_largest_count(plots, comparison):
+    for outcome in comparison.policies:
+        ticks = outcome.runs[0].ticks
+        largest = max(
+            ticks.wanted_replicas.max(), (ticks.ready_replicas + ticks.starting_replicas).max()
+        )
+        assert panel(plots, f"Replicas of {outcome.name}")["most"] == largest
 
 
 def test_the_page_stays_small(html):
