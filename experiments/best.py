@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.eligible import BOUNDS, eligible, in_hindsight
 from experiments.money import price_of, usd
 from experiments.oracles import CLAIRVOYANT
 from experiments.readable import MINUS, figure, interval, percent
 from experiments.statistics import seeds_interval
-from experiments.verdict import BOUNDS, EVEN_COST
+from experiments.verdict import EVEN_COST
 
 
 @dataclass(frozen=True)
@@ -26,15 +27,22 @@ class Lead:
 
 
 def ranked(comparison: Comparison) -> list[PolicyOutcome]:
-    """The best first: who reaches the goal by cost, then the rest by attainment; bounds last. Of
-    equals the baseline stands first: nothing beats it by doing the same."""
+    """The best first: who reaches the goal by cost, then the rest by attainment; last what was
+    chosen with hindsight, and the bounds. Of equals the baseline stands first: nothing beats it by
+    doing the same."""
     goal = comparison.config.sweep.goal
 
-    def place(outcome: PolicyOutcome) -> tuple[bool, bool, float, float, bool]:
+    def place(outcome: PolicyOutcome) -> tuple[bool, bool, bool, float, float, bool]:
         served, cost = outcome.mean("slo_attainment"), outcome.mean("gpu_hours")
         reached = served >= goal
         order = (cost, -served) if reached else (-served, cost)
-        return outcome.name in BOUNDS, not reached, *order, outcome.name != comparison.baseline
+        return (
+            outcome.name in BOUNDS,
+            not eligible(comparison, outcome),
+            not reached,
+            *order,
+            outcome.name != comparison.baseline,
+        )
 
     return sorted(comparison.policies, key=place)
 
@@ -47,8 +55,9 @@ def below_goal(comparison: Comparison) -> list[str]:
 
 def lead(comparison: Comparison) -> Lead | None:
     """The verdict; None where only one policy could be run."""
-    order = [outcome for outcome in ranked(comparison) if outcome.name not in BOUNDS]
-    if len(order) < 2:
+    order = [outcome for outcome in ranked(comparison) if eligible(comparison, outcome)]
+    known = [outcome for outcome in comparison.policies if in_hindsight(comparison, outcome)]
+    if not order or len(order) + len(known) < 2:
         return None
     first, base = order[0], comparison[comparison.baseline]
     return Lead(
@@ -56,6 +65,7 @@ def lead(comparison: Comparison) -> Lead | None:
         sentence=_sentence(comparison, order, base),
         details=(
             *_next(comparison, order),
+            *(_with_hindsight(first, outcome) for outcome in known if outcome is not base),
             *_other_loads(first, base),
             *_to_the_bound(comparison, first),
             *_luck(order, first, base),
@@ -78,10 +88,12 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
             f"{_with_interval('gpu_hours', base.estimates['gpu_hours'])} GPU hours."
         )
     else:
-        opening = (
-            f"{first.name} is the best of {len(order)}: it serves {served} of the requests within "
-            "the objectives"
+        best = (
+            f"is the best of {len(order)}: it"
+            if len(order) > 1
+            else "is the only one that was not chosen with hindsight: it"
         )
+        opening = f"{first.name} {best} serves {served} of the requests within the objectives"
     if first is base:
         return f"{opening}; it is the baseline."
     sentence = f"{opening} for {_against(first, base)}"
@@ -115,6 +127,8 @@ def _against(first: PolicyOutcome, base: PolicyOutcome) -> str:
 def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
     """The runner-up: what choosing it instead would cost, seed by seed."""
     goal = comparison.config.sweep.goal
+    if len(order) < 2:
+        return []
     first, second = order[0], order[1]
     if second.mean("slo_attainment") < goal <= first.mean("slo_attainment"):
         return ["No other policy reaches the goal."]
@@ -134,6 +148,20 @@ def _next(comparison: Comparison, order: Sequence[PolicyOutcome]) -> list[str]:
     if bounds[0] <= 0 or mean < EVEN_COST:
         return [f"{second.name} is next and cannot be told apart in cost: {apart}."]
     return [f"Next is {second.name}: {apart}."]
+
+
+def _with_hindsight(first: PolicyOutcome, known: PolicyOutcome) -> str:
+    """What the fixed fleet that was chosen on the very load does: a bound on fixed fleets."""
+    cost, mine = known.mean("gpu_hours"), first.mean("gpu_hours")
+    share = cost / mine - 1 if mine > 0 else 0.0
+    if abs(share) < EVEN_COST:
+        costs = "about as many GPU hours"
+    else:
+        costs = f"{percent(abs(share))} {'more' if share > 0 else 'fewer'} GPU hours"
+    return (
+        f"{known.name}, chosen with hindsight on this very load, serves "
+        f"{figure('slo_attainment', known.mean('slo_attainment'))} for {costs}: a bound, no rival."
+    )
 
 
 def _other_loads(first: PolicyOutcome, base: PolicyOutcome) -> list[str]:

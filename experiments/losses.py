@@ -14,9 +14,9 @@ import numpy as np
 
 from experiments.best import ranked
 from experiments.comparison import Comparison
+from experiments.eligible import BOUNDS
 from experiments.readable import clock, duration, percent
 from experiments.result import Floats, TickTable
-from experiments.verdict import BOUNDS
 from tuner.core.slo import Slo
 
 WINDOW_S = 600.0

@@ -12,10 +12,11 @@ from rich.text import Text
 
 from experiments.best import below_goal
 from experiments.comparison import Comparison
+from experiments.eligible import eligible, in_hindsight
 from experiments.oracles.words import REGRET_MEANING
-from experiments.readable import percent
+from experiments.readable import listed, percent
 from experiments.report.tables import REGRET, Cell, figure_tables
-from experiments.verdict import BOUNDS, Standing, verdicts
+from experiments.verdict import Standing, verdicts
 
 STYLES: Mapping[Standing, str] = {Standing.WINS: "green", Standing.LOSES: "red"}
 """A policy that is better, or worse, than the baseline in everything that is clear."""
@@ -39,10 +40,12 @@ def ranking(comparison: Comparison, console: Console) -> Table:
 def how_to_read(comparison: Comparison) -> str:
     """What the order and the marks of the table mean."""
     seeds, goal = len(comparison.seeds), percent(comparison.config.sweep.goal)
+    known = [o.name for o in comparison.policies if in_hindsight(comparison, o)]
+    last = f"{listed(known)}, chosen with hindsight, and the bounds" if known else "the bounds"
     sentences = [
         f"Mean over {seeds} seeds." if seeds > 1 else "One seed.",
         f"* is the baseline. First stand those that reach the goal of {goal}, by cost; apart from "
-        "them those that miss it, then the bounds.",
+        f"them those that miss it, then {last}.",
     ]
     if seeds > 1:
         sentences.append("A difference in brackets may be none.")
@@ -85,13 +88,18 @@ def _table(comparison: Comparison, rows: Rows, intervals: Sequence[str]) -> Tabl
             table.add_column("", justify="right", no_wrap=True, style="dim")
     standings = {verdict.policy: verdict.standing for verdict in verdicts(comparison)}
     below = below_goal(comparison)
-    groups = {name: "bound" if name in BOUNDS else name in below for name in rows}
+    rivals = {o.name for o in comparison.policies if eligible(comparison, o)}
+    groups = {name: name in below if name in rivals else "bound" for name in rows}
+    hindsight = {o.name for o in comparison.policies if in_hindsight(comparison, o)}
     before = next(iter(rows))
     for name, row in rows.items():
         if groups[name] != groups[before]:
             table.add_section()
         before = name
-        texts = [Text(f"{name} *" if name == comparison.baseline else name)]
+        mark = " *" if name == comparison.baseline else ""
+        texts = [Text(f"{name}{mark}")]
+        if name in hindsight:
+            texts[0].append("\nhindsight", style="dim")
         for column in columns:
             style = STYLES.get(standings.get(name, Standing.EVEN), "")
             texts.append(Text(row[column].value, style if column.startswith("against") else ""))

@@ -12,12 +12,14 @@ from rich.text import Text
 from experiments.advantages import advantages
 from experiments.best import lead
 from experiments.comparison import Comparison, PolicyOutcome
+from experiments.eligible import BOUNDS, in_hindsight
+from experiments.notes import notes
 from experiments.oracles.words import oracle_sentences
 from experiments.ranking import STYLES, how_to_read, ranking
 from experiments.readable import brief, figure, shown_interval
 from experiments.search import options_in_words
 from experiments.summary import METRICS, Figures
-from experiments.verdict import BOUNDS, notes, verdicts
+from experiments.verdict import verdicts
 
 FEW = 4
 """Policies, bounds among them, that a terminal has room for in full: every figure of each, and its
@@ -99,6 +101,7 @@ def _figures(comparison: Comparison, outcomes: Sequence[PolicyOutcome]) -> Table
     table.add_column("")
     for outcome in outcomes:
         mark = " *" if outcome.name == comparison.baseline else ""
+        mark += "\n(hindsight)" if in_hindsight(comparison, outcome) else ""
         table.add_column(f"{outcome.name}{mark}", justify="right", overflow="fold")
     for metric in METRICS:
         cells = []

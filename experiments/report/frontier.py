@@ -11,11 +11,11 @@ from typing import Any
 
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.curve import envelope
+from experiments.eligible import BOUNDS
 from experiments.oracles import CLAIRVOYANT
 from experiments.readable import figure, listed
 from experiments.report.colours import Colour, token
 from experiments.sweep import Sweep
-from experiments.verdict import BOUNDS
 
 LOWEST = 0.9
 """Attainment at which the plot begins, unless a policy lies lower: nobody operates below it."""

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from experiments.advantages import advantages
 from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison
+from experiments.eligible import in_hindsight
 from experiments.losses import losses
 from experiments.money import HOURS_PER_MONTH, price_of, simulated_h
+from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, percent
 from experiments.report.tables import (
@@ -24,7 +26,7 @@ from experiments.report.tables import (
     title,
 )
 from experiments.settings import default_text, settings_of, value_text
-from experiments.verdict import notes, verdicts
+from experiments.verdict import verdicts
 
 
 def write_markdown(comparison: Comparison, run: Mapping[str, object], path: Path) -> None:
@@ -84,7 +86,8 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     )
     yield ""
     service, latency, happened = figure_tables(comparison)
-    yield from _table(service, below_goal(comparison), comparison.baseline)
+    hindsight = [o.name for o in comparison.policies if in_hindsight(comparison, o)]
+    yield from _table(service, below_goal(comparison), comparison.baseline, hindsight)
     yield from _folded("Latency", _table(latency))
     counts = _table(happened) if happened.columns else []
     yield from _folded(happened.title, [_text(happened.alike), "", *counts])
@@ -157,7 +160,12 @@ def _simulated(comparison: Comparison) -> Iterator[str]:
         yield ""
 
 
-def _table(table: PolicyTable, below: list[str] | None = None, baseline: str = "") -> list[str]:
+def _table(
+    table: PolicyTable,
+    below: Sequence[str] = (),
+    baseline: str = "",
+    hindsight: Sequence[str] = (),
+) -> list[str]:
     """Rows of a Markdown table; intervals stand in brackets."""
     lines = [
         "| | " + " | ".join(_cell(column.label) for column in table.columns) + " |",
@@ -165,7 +173,8 @@ def _table(table: PolicyTable, below: list[str] | None = None, baseline: str = "
     ]
     for name, cells in table.rows:
         marks = [" (baseline)"] if name == baseline else []
-        marks += [" (misses the goal)"] if name in (below or []) else []
+        marks += [" (misses the goal)"] if name in below else []
+        marks += [" (hindsight)"] if name in hindsight else []
         texts = []
         for cell in cells:
             value = _cell(cell.value)

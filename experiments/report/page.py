@@ -10,8 +10,10 @@ from typing import Any
 from experiments.advantages import advantages
 from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
+from experiments.eligible import BOUNDS, in_hindsight
 from experiments.losses import Loss, losses
 from experiments.money import price_of, simulated_h
+from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
@@ -32,7 +34,7 @@ from experiments.search import Search
 from experiments.settings import default_text, settings_of
 from experiments.summary import METRICS
 from experiments.sweep import Sweep
-from experiments.verdict import BOUNDS, notes, verdicts
+from experiments.verdict import verdicts
 from policies import POLICIES
 from tuner.core.profile import ServingProfile
 
@@ -78,6 +80,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         verdicts=sorted(verdicts(comparison), key=lambda verdict: order.index(verdict.policy)),
         below=below_goal(comparison),
         bounds=BOUNDS,
+        hindsight=[o.name for o in comparison.policies if in_hindsight(comparison, o)],
         notes=notes(comparison),
         order=order,
         usual=first,

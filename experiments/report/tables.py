@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from experiments.best import ranked
+from experiments.best import below_goal, ranked
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
+from experiments.eligible import BOUNDS, eligible
 from experiments.equal_attainment import EqualCost, equal_costs, levels
 from experiments.money import Bill, Price, bills, rough_usd, usd
 from experiments.oracles.words import REGRET_MEANING
@@ -21,7 +22,6 @@ from experiments.readable import (
 )
 from experiments.report.alike import alike_sentence
 from experiments.summary import METRICS
-from experiments.verdict import BOUNDS
 from tuner.core.profile import ServingProfile
 from tuner.core.trace import Trace
 
@@ -151,7 +151,10 @@ def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
     """One metric of every policy, the best one marked."""
     better = _BY_NAME[name].better
     means = {outcome.name: outcome.mean(name) for outcome in comparison.policies}
-    known = [mean for policy, mean in means.items() if mean == mean and policy not in BOUNDS]
+    # Where nobody needs to serve well, holding few GPUs is no feat.
+    below = below_goal(comparison) if name in ("gpu_hours", "replica_hours") else []
+    rivals = {o.name for o in comparison.policies if eligible(comparison, o)} - set(below)
+    known = [mean for policy, mean in means.items() if mean == mean and policy in rivals]
     best = None
     if better != "neither" and len(set(known)) > 1:
         best = max(known) if better == "higher" else min(known)
@@ -159,7 +162,7 @@ def _column(comparison: Comparison, name: str) -> dict[str, Cell]:
         outcome.name: Cell(
             figure(name, means[outcome.name]),
             shown_interval(name, outcome.estimates[name].ci95, means[outcome.name]),
-            outcome.name not in BOUNDS and means[outcome.name] == best,
+            outcome.name in rivals and means[outcome.name] == best,
         )
         for outcome in comparison.policies
     }

@@ -233,7 +233,7 @@ def priced(comparison, costs, attainment=0.995):
         )
         for name, cost in costs.items()
     )
-    tuning = replace(comparison.tuning, curves={})
+    tuning = replace(comparison.tuning, curves={}, sweeps={})
     return replace(comparison, policies=policies, tuning=tuning)
 
 

@@ -7,11 +7,12 @@ from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.config import CompareConfig, RunConfig
 from experiments.curve import cost_at
 from experiments.digest import RunDigest
+from experiments.notes import notes
 from experiments.search import Search, Trial
 from experiments.summary import METRICS, Figures
 from experiments.sweep import Point, Sweep
 from experiments.tuning import Tuning
-from experiments.verdict import Standing, notes, verdicts
+from experiments.verdict import Standing, verdicts
 from tests.experiments import toy
 from tuner.core.trace import Gap
 from tuner.train.digests import trace_digest
