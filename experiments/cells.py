@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from experiments.fanout import Progress, Task, Watch, fan_out, silent
+from experiments.fanout import KEPT, Progress, Task, Watch, fan_out, silent
 from tuner.core.errors import InputError
 from tuner.data.bundles import digest_of
 
@@ -110,7 +110,7 @@ class Cells:
                 missing[name] = task
             else:
                 self.found += 1
-                watch(task.label, 1.0)
+                watch(task.label, KEPT)
         keep = [_Keep(task, name, self._place) for name, task in missing.items()]
         for name, files in zip(missing, fan_out(keep, jobs, watch), strict=True):
             self.ran += 1

@@ -154,7 +154,9 @@ class Bench:
             self.job("static", "static", {**options, "replicas": count}, count, SEED)
             for count in counts
         ]
-        return self.digests(trace, jobs, [f"{what}: static {count}" for count in counts])
+        return self.digests(
+            trace, jobs, [f"{what}: static with replicas {count}" for count in counts]
+        )
 
     def hpa(self, trace: Trace, what: str, start: int) -> Sweep:
         """The sweep of hpa's target on a trace, from `start` replicas."""
@@ -165,7 +167,7 @@ class Bench:
                 self.job("hpa", "hpa", {**options, "target": value}, start, SEED, value)
                 for value in values
             ]
-            labels = [f"{what}: hpa {value:g}" for value in values]
+            labels = [f"{what}: hpa with target {value:g}" for value in values]
             return [digest.figures for digest in self.digests(trace, jobs, labels)]
 
         tokens = float(trace.output_tokens.sum(dtype=np.int64))
@@ -216,7 +218,7 @@ class Bench:
                     continue
                 values[name].append(value)
                 jobs.append(job)
-                labels.append(f"curve: {name} {value:g}")
+                labels.append(f"frontier: {name} with {dial.name} {value:g}")
         digests = iter(self.digests(trace, jobs, labels))
         goal = self.config.sweep.goal
         return {

@@ -238,8 +238,9 @@ def priced(comparison, costs, attainment=0.995):
 
 
 def test_one_dear_policy_does_not_push_the_others_into_a_corner(comparison):
-    many = priced(comparison, {"hpa": 100.0, "keda": 110.0, "kpa": 130.0, "schedule": 600.0})
-    view = cost_view(many, ["hpa", "keda"])
+    costs = {"hpa": 100.0, "keda": 110.0, "kpa": 120.0, "planner": 130.0, "schedule": 600.0}
+    many = priced(comparison, costs)
+    view = cost_view(many, usual(many))
     assert view.outside == ("schedule",)
     assert 80 < view.low < 100 < 130 < view.high < 150
     assert outside_words(many, view) == "Outside this view, in GPU hours, lies schedule at 600.0."

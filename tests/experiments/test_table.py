@@ -163,7 +163,7 @@ def test_what_changes_the_verdict_comes_first_and_how_it_was_made_last(many):
     text = printed(many)
     first, rest = text.split("also:")
     flat = " ".join(first.split())
-    for words in ("miss the goal", "hindsight", "note: The load is too short (20 min) to say"):
+    for words in ("misses the goal", "hindsight", "note: The load is too short (20 min) to say"):
         assert words in flat
     assert "note:" not in rest
     assert "Rules ran at their own periods" in " ".join(rest.split())
