@@ -129,9 +129,9 @@ def _over_all(findings: Findings) -> Table:
         (
             "policy",
             "SLO attainment, IQM",
-            "95 %",
+            "95 % of attainment",
             f"cost / {findings.baseline}, IQM",
-            "95 %",
+            "95 % of cost",
             "reaches the goal",
             "cheapest that does",
             "worst attainment",
