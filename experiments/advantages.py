@@ -36,8 +36,9 @@ def _looked(comparison: Comparison) -> Iterator[str]:
     oracles = comparison.oracles
     if oracles is not None:
         plans = {point.plan.wanted.tobytes() for point in oracles.frontiers[CLAIRVOYANT].points}
+        many = f"{len(plans)} plan{'' if len(plans) == 1 else 's'}"
         yield (
-            f"Of {len(plans)} plans of {CLAIRVOYANT}, each checked in the simulator on the "
+            f"Of {many} of {CLAIRVOYANT}, each checked in the simulator on the "
             "compared seeds, the cheapest that holds the goal is shown: it has seen the runs that "
             "it is judged by."
         )

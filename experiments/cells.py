@@ -50,13 +50,14 @@ class CellTask(Task[Files], Protocol[K_co]):
 
 
 @contextmanager
-def kept(folder: Path, *, keep: bool) -> Iterator[Cells]:
+def kept(folder: Path, *, keep: bool, option: str = "--cells") -> Iterator[Cells]:
     """Cells that stay where the block is interrupted, and go once it ends well.
 
     Args:
         keep: whether they stay in any case.
+        option: that named the folder, or what it lies beside.
     """
-    cells = Cells(folder)
+    cells = Cells(folder, option)
     try:
         yield cells
         if not keep:
@@ -72,7 +73,7 @@ class Cells:
         InputError: it cannot be made or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, option: str = "--cells") -> None:
         self.folder = folder
         self.ran = 0
         """Cells done so far."""
@@ -87,7 +88,7 @@ class Cells:
         except OSError as error:
             raise InputError(
                 f"{folder}: finished runs cannot be kept there ({error.strerror}); "
-                "name another folder with --cells"
+                f"name another folder with {option}"
             ) from error
         self._place = _Place(folder, token)
 

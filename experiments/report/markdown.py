@@ -11,7 +11,7 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison
 from experiments.eligible import in_hindsight
 from experiments.losses import losses
-from experiments.money import HOURS_PER_MONTH, price_of, simulated_h
+from experiments.money import HOURS_PER_MONTH, LEAST_H, price_of, simulated_h
 from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, percent
@@ -94,13 +94,17 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     yield from _folded("Cost at the same attainment, GPU hours", _table(equal_table(comparison)))
     price = price_of(comparison)
     if price is not None:
-        span = duration(3600 * simulated_h(comparison))
+        month, hours = "", simulated_h(comparison)
+        if hours >= LEAST_H:
+            month = (
+                f"A month is extrapolated: {HOURS_PER_MONTH:g} hours, every one like these "
+                f"{duration(3600 * hours)}. "
+            )
         yield from _folded(
             f"Money at USD {price.usd:g} per GPU hour",
             [
                 *_table(money_table(comparison, price)),
-                f"A month is extrapolated: {HOURS_PER_MONTH:g} hours, every one like these {span}. "
-                "Tokens are those of completed requests, prompt and output.",
+                f"{month}Tokens are those of completed requests, prompt and output.",
                 "",
             ],
         )

@@ -12,7 +12,7 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.eligible import BOUNDS, in_hindsight
 from experiments.losses import Loss, losses
-from experiments.money import price_of, simulated_h
+from experiments.money import LEAST_H, price_of, simulated_h
 from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, figure, percent, setting_text
@@ -99,6 +99,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         money=None if price is None else money_table(comparison, price),
         span=duration(3600 * simulated_h(comparison)),
         short=simulated_h(comparison) < 24,
+        month=simulated_h(comparison) >= LEAST_H,
         losses=[(loss, _zoom(comparison, loss)) for loss in losses(comparison)],
         sweep_columns=[m.label for m in METRICS if m.name in SWEEP_FIGURES],
         objectives=objectives(comparison),
