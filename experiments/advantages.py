@@ -38,19 +38,20 @@ def _looked(comparison: Comparison) -> Iterator[str]:
     if oracles is None:
         return
     frontier = oracles.frontiers[CLAIRVOYANT]
-    plans = {point.plan.wanted.tobytes() for point in frontier.points}
+    count = len({point.plan.wanted.tobytes() for point in frontier.points})
+    plans = f"{count} plan{'' if count == 1 else 's'}"
     checked = "each checked in the simulator on the compared seeds"
     seen = "it has seen the runs that it is judged by"
     best = frontier.reaching(oracles.goal)
     if best.reached:
         yield (
-            f"Of {len(plans)} plans of {CLAIRVOYANT}, {checked}, the cheapest that holds the goal "
+            f"Of {plans} of {CLAIRVOYANT}, {checked}, the cheapest that holds the goal "
             f"is shown: {seen}."
         )
         return
     yield (
-        f"{CLAIRVOYANT} could not reach the goal of {percent(oracles.goal)}: of {len(plans)} "
-        f"plans, {checked}, the one that comes closest is shown, with "
+        f"{CLAIRVOYANT} could not reach the goal of {percent(oracles.goal)}: of {plans}, "
+        f"{checked}, the one that comes closest is shown, with "
         f"{figure('slo_attainment', best.point.attainment)}; {seen}."
     )
     yield from _why_short(comparison)

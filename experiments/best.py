@@ -81,9 +81,9 @@ def _sentence(comparison: Comparison, order: Sequence[PolicyOutcome], base: Poli
         return _tie(order, goal)
     served = _with_interval("slo_attainment", first.estimates["slo_attainment"])
     if first.mean("slo_attainment") < goal:
+        none = "Neither" if len(order) == 2 else f"None of {len(order)}"
         opening = (
-            f"None of {len(order)} reaches the goal of {percent(goal)}; {first.name} comes closest "
-            f"with {served}"
+            f"{none} reaches the goal of {percent(goal)}; {first.name} comes closest with {served}"
         )
     elif first is base:
         return (

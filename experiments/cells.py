@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, TypeVar
 
-from experiments.fanout import Progress, Task, Watch, fan_out, silent
+from experiments.fanout import KEPT, Progress, Task, Watch, fan_out, silent
 from tuner.core.errors import InputError
 from tuner.data.bundles import digest_of
 
@@ -50,13 +50,14 @@ class CellTask(Task[Files], Protocol[K_co]):
 
 
 @contextmanager
-def kept(folder: Path, *, keep: bool) -> Iterator[Cells]:
+def kept(folder: Path, *, keep: bool, option: str = "--cells") -> Iterator[Cells]:
     """Cells that stay where the block is interrupted, and go once it ends well.
 
     Args:
         keep: whether they stay in any case.
+        option: that named the folder, or what it lies beside.
     """
-    cells = Cells(folder)
+    cells = Cells(folder, option)
     try:
         yield cells
         if not keep:
@@ -72,7 +73,7 @@ class Cells:
         InputError: it cannot be made or written.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, option: str = "--cells") -> None:
         self.folder = folder
         self.ran = 0
         """Cells done so far."""
@@ -87,7 +88,7 @@ class Cells:
         except OSError as error:
             raise InputError(
                 f"{folder}: finished runs cannot be kept there ({error.strerror}); "
-                "name another folder with --cells"
+                f"name another folder with {option}"
             ) from error
         self._place = _Place(folder, token)
 
@@ -110,7 +111,7 @@ class Cells:
                 missing[name] = task
             else:
                 self.found += 1
-                watch(task.label, 1.0)
+                watch(task.label, KEPT)
         keep = [_Keep(task, name, self._place) for name, task in missing.items()]
         for name, files in zip(missing, fan_out(keep, jobs, watch), strict=True):
             self.ran += 1

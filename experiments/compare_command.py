@@ -81,7 +81,9 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
     cells = request.cells or request.out.with_name(f"{request.out.name}.cells")
     with (
         _told_where(cells, console),
-        kept(cells, keep=request.keep_cells) as finished,
+        kept(
+            cells, keep=request.keep_cells, option="--cells" if request.cells else "--out"
+        ) as finished,
         result_folder(request.out) as folder,
         request.executor.started() as jobs,
     ):

@@ -169,7 +169,8 @@ def run_mistakes(config: RunConfig, prefix: str = "") -> Iterator[str]:
         "guardrails.max_age_s": config.guardrails.max_age_s,
     }
     for path, value in above_0.items():
-        if value is not None and not value > 0:
+        # What is no number at all was told already.
+        if value is not None and value <= 0:
             yield f"{prefix}{path} is {value}; expected above 0"
     for path, value, most in (
         ("jitter", config.jitter, LARGEST_JITTER),

@@ -33,9 +33,11 @@ class Watch(Protocol):
     """Told how far each task is; called from one thread at a time."""
 
     def __call__(self, label: str, share: float, *found: float) -> None:
-        """A task's label, and what it said of itself."""
+        """A task's label, and what it said of itself; a share of KEPT if it was done before."""
 
 
+KEPT = 2.0
+"""Share of a task of which nothing is left to do, and nothing was done now."""
 FOUND = 2
 """Figures that a task can tell a watch."""
 

@@ -113,7 +113,8 @@ class _Scene:
         return f"{text[0].upper()}{text[1:]}."
 
     def decisions(self) -> tuple[tuple[str, str], ...]:
-        """The first decisions that moved something; where none did, that of the worst tick."""
+        """The first that moved something, and the first that asked for the most; where none moved
+        anything, that of the worst tick."""
         ticks = self.ticks
         moved = [
             place
@@ -125,6 +126,12 @@ class _Scene:
         # The last before the window led into it; the first inside it are the answer to it.
         led = [place for place in moved if place < self.first][-1:]
         quoted = (led + [place for place in moved if place >= self.first])[:DECISIONS]
+        # Who reads that so many were starting looks for the decision that asked for them.
+        wanted = ticks.wanted_replicas[self._before : self.end]
+        if np.isfinite(wanted).any():
+            most = self._before + int(np.nanargmax(wanted))
+            if most in moved and most not in quoted:
+                quoted = sorted([*quoted[: DECISIONS - 1], most])
         return tuple(
             (clock(float(ticks.at_s[place])), _cut(ticks.sentence[place])) for place in quoted
         )

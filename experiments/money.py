@@ -12,6 +12,8 @@ from experiments.statistics import seeds_interval
 
 HOURS_PER_MONTH = 730.5
 """365.25 days / 12."""
+LEAST_H = 1.0
+"""Hours of load from which a month is extrapolated: of less not even the order is known."""
 
 
 @dataclass(frozen=True)

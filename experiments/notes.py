@@ -19,16 +19,25 @@ from tuner.train.digests import trace_digest
 
 
 def notes(comparison: Comparison) -> list[str]:
-    """What a reader must know before believing any of it."""
+    """What a reader must know before believing any of it, what changes the verdict first."""
+    return [*decisive(comparison), *others(comparison)]
+
+
+def decisive(comparison: Comparison) -> list[str]:
+    """What changes the verdict: who misses the goal, who knew the load, what is too short."""
     return [
         *_missed_goals(comparison),
-        *_tuning_notes(comparison),
+        *_hindsight_notes(comparison),
         *_training_notes(comparison),
         *_late_notes(comparison),
         *_idle_notes(comparison),
         *_sample_notes(comparison),
-        *_input_notes(comparison),
     ]
+
+
+def others(comparison: Comparison) -> list[str]:
+    """How it was made."""
+    return [*_tuning_notes(comparison), *_input_notes(comparison)]
 
 
 def _missed_goals(comparison: Comparison) -> Iterator[str]:
@@ -42,8 +51,8 @@ def _missed_goals(comparison: Comparison) -> Iterator[str]:
         yield f"{listed(missed)} {verb} the goal of {percent(goal)}."
 
 
-def _tuning_notes(comparison: Comparison) -> Iterator[str]:
-    """What the rules were tuned on, with which budget, and how they ran."""
+def _tuned_on(comparison: Comparison) -> tuple[list[str], dict[str, list[str]]]:
+    """Who was tuned with hindsight; and trace -> who was tuned on it."""
     tuning = comparison.tuning
     tuned_on: dict[str, list[str]] = {}
     hindsight = [STATIC] if STATIC in tuning.sweeps else []
@@ -54,11 +63,17 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
             )
     for name, search in tuning.searches.items():
         (hindsight if search.hindsight else tuned_on.setdefault(search.trace, [])).append(name)
+    return hindsight, tuned_on
+
+
+def _hindsight_notes(comparison: Comparison) -> Iterator[str]:
+    """Who was shown the compared load."""
+    hindsight, _ = _tuned_on(comparison)
     if hindsight:
         yield (
             f"{_were(hindsight)} tuned on the very load that is compared here. That is "
             "hindsight: on a load nobody has seen yet a rule does worse."
-            + (" --train-trace tunes on another one." if tuning.hindsight else "")
+            + (" --train-trace tunes on another one." if comparison.tuning.hindsight else "")
         )
     for outcome in comparison.policies:
         if in_hindsight(comparison, outcome):
@@ -66,6 +81,11 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
                 f"{outcome.name} is a bound here, no rival: its count was chosen with hindsight, "
                 "the settings of the others were not."
             )
+
+
+def _tuning_notes(comparison: Comparison) -> Iterator[str]:
+    """What the rules were tuned on, with which budget, and how they ran."""
+    _, tuned_on = _tuned_on(comparison)
     for trace, names in tuned_on.items():
         yield f"{_were(names)} tuned on {trace}, not on the load that is compared here."
     yield from _budget_notes(comparison)
@@ -226,8 +246,8 @@ def _sample_notes(comparison: Comparison) -> Iterator[str]:
     block_s = comparison.config.statistics.block_s
     if round(span_s / block_s) < MIN_BLOCKS:
         yield (
-            f"The load lasts {duration(span_s)}: fewer than {MIN_BLOCKS} blocks of "
-            f"{duration(block_s)}, too few to say anything about other loads."
+            f"The load is too short ({duration(span_s)}) to say how it would be on other days; "
+            f"{duration(MIN_BLOCKS * block_s)} and more are resampled for that."
         )
 
 

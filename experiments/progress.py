@@ -13,11 +13,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from experiments.fanout import Watch
+from experiments.fanout import KEPT, Watch
 from experiments.readable import duration, figure
 from tuner.core.clock import WallClock
 
 REDRAWN_HZ = 4
+GROWING = re.compile(r"(tuning|frontier|bound [\w-]+): .+")
+"""Label of a run beside which others come up while it runs: of these nobody knows how many."""
 CELL = re.compile(r"(?P<policy>.+), seed (?P<seed>\d+)")
 """Label of a policy's run with a seed; such runs stand in one table, all others have a bar each."""
 
@@ -50,8 +52,9 @@ class _Lines:
     def __call__(self, label: str, share: float, *found: float) -> None:
         if share >= 1:
             text = f": {_figures(found)}" if found else ""
+            state = "done" if share < KEPT else "kept"
             self.console.print(
-                f"done: {label}{text}", highlight=False, markup=False, soft_wrap=True
+                f"{state}: {label}{text}", highlight=False, markup=False, soft_wrap=True
             )
 
 
@@ -92,13 +95,19 @@ class Board:
         return Group(*parts)
 
     def _state(self, shares: Mapping[str, float], *, is_cell: bool) -> str:
-        """`7 of 12 runs done, about 3 min left`."""
+        """`7 of 12 runs done, about 3 min left`; `7 runs done` where nobody knows of how many."""
         done = sum(share >= 1 for share in shares.values())
-        text = f"{done} of {len(shares)} run{'s' if len(shares) > 1 else ''} done"
-        total = sum(shares.values())
+        kept = sum(share >= KEPT for share in shares.values())
+        before = f", {kept} of them before" if kept else ""
+        if any(GROWING.fullmatch(label) for label in shares):
+            return f"{done} run{'' if done == 1 else 's'} done{before}"
+        text = f"{done} of {len(shares)} run{'s' if len(shares) > 1 else ''} done{before}"
+        # What was done before took none of the time that has passed.
+        now = [share for share in shares.values() if share < KEPT]
+        total = sum(now)
         passed_s = self._now_s() - self._began_s[is_cell]
-        if 0 < total < len(shares) and passed_s > 0:
-            text += f", about {duration(passed_s * (len(shares) / total - 1))} left"
+        if 0 < total < len(now) and passed_s > 0:
+            text += f", about {duration(passed_s * (len(now) / total - 1), digits=2)} left"
         return text
 
     def _table(self, cells: Mapping[str, float]) -> Table:
@@ -133,7 +142,7 @@ def _state_of(share: float | None) -> Text:
     if share is None:
         return Text("")
     if share >= 1:
-        return Text("done", style="green")
+        return Text("done" if share < KEPT else "kept", style="green")
     return Text(f"{100 * share:.0f} %" if share > 0 else "·", style="" if share > 0 else "dim")
 
 

@@ -12,9 +12,10 @@ from rich.text import Text
 
 from experiments.best import below_goal
 from experiments.comparison import Comparison
-from experiments.eligible import eligible, in_hindsight
+from experiments.eligible import BOUNDS, eligible, in_hindsight
+from experiments.oracles import CLAIRVOYANT
 from experiments.oracles.words import REGRET_MEANING
-from experiments.readable import listed, percent
+from experiments.readable import NOTHING, listed, percent
 from experiments.report.tables import REGRET, Cell, figure_tables
 from experiments.verdict import Standing, verdicts
 
@@ -51,6 +52,16 @@ def how_to_read(comparison: Comparison) -> str:
         sentences.append("A difference in brackets may be none.")
     if comparison.oracles is not None:
         sentences.append(f"Regret: {REGRET_MEANING}.")
+        beyond = [
+            o.name
+            for o in comparison.policies
+            if o.name not in BOUNDS and comparison.regret(o) is None
+        ]
+        if beyond:
+            sentences.append(
+                f"{NOTHING}: no plan of {CLAIRVOYANT} serves as well, or as badly, as "
+                f"{listed(beyond)}."
+            )
     return " ".join(sentences)
 
 

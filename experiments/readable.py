@@ -111,12 +111,12 @@ def brief(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float, digits: int = 3) -> str:
     """A span in the unit that reads best."""
     for unit_s, name, least in ((86400, "days", 2), (3600, "h", 1), (60, "min", 1)):
         if seconds >= least * unit_s:
-            return f"{seconds / unit_s:.3g} {name}"
-    return f"{seconds:.3g} s"
+            return f"{seconds / unit_s:.{digits}g} {name}"
+    return f"{seconds:.{digits}g} s"
 
 
 def listed(names: Sequence[str], word: str = "and") -> str:

@@ -13,7 +13,7 @@ from experiments.advantages import advantages
 from experiments.best import lead
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.eligible import BOUNDS, in_hindsight
-from experiments.notes import notes
+from experiments.notes import decisive, others
 from experiments.oracles.words import oracle_sentences
 from experiments.ranking import STYLES, how_to_read, ranking
 from experiments.readable import brief, figure, shown_interval
@@ -33,14 +33,14 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
     few = len(comparison.policies) <= FEW
     best = lead(comparison)
     if best is not None:
-        console.print(Text(best.sentence, style="bold"))
+        _say(console, Text(best.sentence, style="bold"))
         for detail in best.details:
-            console.print(Padding(Text(detail), (0, 0, 0, 2)))
+            _say(console, Text(detail), indent=2)
     if few:
         _print_each(comparison, console)
     else:
         console.print(ranking(comparison, console))
-        console.print(Text(how_to_read(comparison), style="dim"))
+        _say(console, Text(how_to_read(comparison), style="dim"))
     if comparison.oracles is not None:
         regrets = {
             outcome.name: comparison.regret(outcome)
@@ -48,31 +48,49 @@ def print_comparison(comparison: Comparison, console: Console) -> None:
             if few and outcome.name not in BOUNDS
         }
         for sentence in oracle_sentences(comparison.oracles, regrets):
-            console.print(Text(f"{sentence}."))
+            _say(console, Text(f"{sentence}."))
     tuned = list(_tuned(comparison))
     if tuned:
         console.print(Text("Settings that were found, with what they reached in tuning:", "bold"))
         grid = Table.grid(padding=(0, 1))
         for name, setting in tuned:
-            grid.add_row(Text(f"{name}:"), Text(setting))
-        console.print(grid)
-    for note in (*notes(comparison), *advantages(comparison)):
-        console.print(Text("note: ", style="yellow") + Text(note))
+            if console.is_terminal:
+                grid.add_row(Text(f"{name}:"), Text(setting))
+            else:
+                _say(console, Text(f"{name}: {setting}"))
+        if grid.rows:
+            console.print(grid)
+    for note in decisive(comparison):
+        _say(console, Text("note: ", style="yellow") + Text(note))
+    rest = [*others(comparison), *advantages(comparison)]
+    if rest:
+        console.print(Text("also:", style="dim"))
+    for note in rest:
+        _say(console, Text(note, style="dim"), indent=2)
     more = "" if few else "every figure with its intervals, each policy's verdict, "
-    console.print(
+    _say(
+        console,
         Text(
             f"The report has more: {more}cost against attainment and at the same attainment, "
             "money, what happened when, where each policy lost, every trial and setting."
-        )
+        ),
     )
+
+
+def _say(console: Console, text: Text, indent: int = 0) -> None:
+    """A sentence: wrapped on a terminal, in one line in a file or a pipe."""
+    if console.is_terminal:
+        console.print(Padding(text, (0, 0, 0, indent), expand=False))
+    else:
+        console.print(Text(" " * indent) + text, soft_wrap=True)
 
 
 def _print_each(comparison: Comparison, console: Console) -> None:
     for verdict in verdicts(comparison):
         badge = Text(f"{verdict.standing}: ", style=STYLES.get(verdict.standing, "bold"))
-        console.print(badge + Text(verdict.headline))
+        _say(console, badge + Text(verdict.headline))
         for detail in verdict.details:
-            console.print(Padding(Text(detail), (0, 0, 0, 2)))
+            _say(console, Text(detail), indent=2)
     for start in range(0, len(comparison.policies), ACROSS):
         console.print(_figures(comparison, comparison.policies[start : start + ACROSS]))
 

@@ -69,7 +69,7 @@ def tune_to_files(request: TuneRequest, *, console: Console) -> dict[str, Tuned]
     profile = with_startup(load_profile(request.profile), config.run.startup)
     trace = read_load(request.trace, request.gaps, console)
     cells = request.out.with_name(f"{request.out.name}.cells")
-    with kept(cells, keep=False) as finished, request.executor.started() as jobs:
+    with kept(cells, keep=False, option="--out") as finished, request.executor.started() as jobs:
         with run_progress(console) as watch:
             bench = Bench(profile, config, SimulationRunner(), given, finished, jobs, watch)
             bench.check({name: name for name in files})

@@ -76,7 +76,7 @@ def tune(
     rules = _to_tune(bench, policies)
     if "hpa" in rules and bench.config.sweep.hpa_targets and "hpa" not in tuned:
         sweeps["hpa"] = bench.hpa(train, "tuning", start)
-        curves["hpa"] = sweeps["hpa"] if train is trace else bench.hpa(trace, "curve", start)
+        curves["hpa"] = sweeps["hpa"] if train is trace else bench.hpa(trace, "frontier", start)
         found["hpa"] = {"target": sweeps["hpa"].chosen.value}
         del rules["hpa"]
     searches: dict[str, Search] = {}
@@ -117,7 +117,7 @@ def _static(
     if not asked and (given is not None or start is not None):
         return int(given or start or 1), None, {}, {}
     sweep, load = bench.static(train, "tuning")
-    curve = sweep if train is trace else bench.static(trace, "curve")[0]
+    curve = sweep if train is trace else bench.static(trace, "frontier")[0]
     return int(given or sweep.chosen.value), load, {STATIC: sweep}, {STATIC: curve}
 
 

@@ -29,6 +29,10 @@ STATIC = "static"
 """Holds the count that is best on the compared trace: no fixed fleet could have done better."""
 STATIC_BEST = "static-best"
 """Holds the count that is best on the training trace: what its owner would have bought."""
+ANY_LOAD = Load(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
+"""For what does not depend on the load: which parameters a rule has, and their units."""
+"""For what does not depend on the load: which parameters a rule has, and their units."""
+"""For what does not depend on the load: which parameters a rule has, and their units."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ class Bench:
         """A dial is a target of the default metric: of another one nobody knows the range."""
         if not self.options(name).keys() & {"metric", "target_type"} or self.is_set(name, spec):
             return
-        dial = POLICIES[spec].search(_ANY_LOAD)[0]
+        dial = POLICIES[spec].search(ANY_LOAD)[0]
         raise ConfigError(
             f"--set {name}: the search looks for {dial.unit}; with another metric or target type, "
             f"give {name}.{dial.name} too"
@@ -97,7 +101,7 @@ class Bench:
 
     def is_set(self, name: str, spec: str) -> bool:
         """Whether nothing is left to search: the user has set the dial, or there is none."""
-        parameters = POLICIES[spec].search(_ANY_LOAD) if spec in POLICIES else ()
+        parameters = POLICIES[spec].search(ANY_LOAD) if spec in POLICIES else ()
         return not parameters or parameters[0].name in self.options(name)
 
     def job(
@@ -150,7 +154,9 @@ class Bench:
             self.job("static", "static", {**options, "replicas": count}, count, SEED)
             for count in counts
         ]
-        return self.digests(trace, jobs, [f"{what}: static {count}" for count in counts])
+        return self.digests(
+            trace, jobs, [f"{what}: static with replicas {count}" for count in counts]
+        )
 
     def hpa(self, trace: Trace, what: str, start: int) -> Sweep:
         """The sweep of hpa's target on a trace, from `start` replicas."""
@@ -161,7 +167,7 @@ class Bench:
                 self.job("hpa", "hpa", {**options, "target": value}, start, SEED, value)
                 for value in values
             ]
-            labels = [f"{what}: hpa {value:g}" for value in values]
+            labels = [f"{what}: hpa with target {value:g}" for value in values]
             return [digest.figures for digest in self.digests(trace, jobs, labels)]
 
         tokens = float(trace.output_tokens.sum(dtype=np.int64))
@@ -212,7 +218,7 @@ class Bench:
                     continue
                 values[name].append(value)
                 jobs.append(job)
-                labels.append(f"curve: {name} {value:g}")
+                labels.append(f"frontier: {name} with {dial.name} {value:g}")
         digests = iter(self.digests(trace, jobs, labels))
         goal = self.config.sweep.goal
         return {
@@ -232,6 +238,3 @@ class Bench:
             for job, label in zip(jobs, labels, strict=True)
         ]
         return self.cells.run(tasks, self.jobs, self.watch)
-
-
-_ANY_LOAD = Load(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)

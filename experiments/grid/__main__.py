@@ -15,7 +15,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +24,7 @@ from rich.table import Table as RichTable
 from experiments.fanout import cores
 from experiments.folder import refuse_file, write_json
 from experiments.grid.config import load_grid_config, scenarios
-from experiments.grid.findings import as_json, findings_of, tables, verdict
+from experiments.grid.findings import as_json, caveats, findings_of, tables, verdict
 from experiments.grid.run import run_grid
 from experiments.interrupts import ends_on_interrupt
 from experiments.progress import run_progress
@@ -79,20 +79,54 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(plain(as_json(findings)), indent=2))
         return 0
     console = Console()
-    console.print(verdict(findings), style="bold")
+    console.print(verdict(findings), style="bold", soft_wrap=not console.is_terminal)
     for table in tables(findings):
-        console.print(_shown(table))
+        for shown in _shown(table, console.width):
+            console.print(shown)
+    for caveat in caveats(findings):
+        console.print(f"note: {caveat}", soft_wrap=not console.is_terminal, highlight=False)
     console.print(f"report: {options.out / 'report.html'}", soft_wrap=True, highlight=False)
     return 0
 
 
-def _shown(table: Table) -> RichTable:
-    shown = RichTable(title=table.title, title_justify="left", header_style="bold")
-    for place, column in enumerate(table.columns):
-        shown.add_column(column, justify="left" if place == 0 else "right", overflow="fold")
-    for row in table.rows:
-        shown.add_row(*row)
-    return shown
+LONGEST = 26
+"""Columns of a cell of several words, in which it is wrapped."""
+
+
+def _shown(table: Table, width: int) -> Iterator[RichTable]:
+    """The table; where it is wider than `width`, several of some of its columns, beside the first.
+
+    No word is broken.
+    """
+    needed = [
+        max(_least(text, LONGEST) for text in (column, *(row[place] for row in table.rows)))
+        for place, column in enumerate(table.columns)
+    ]
+    groups: list[list[int]] = [[]]
+    for place in range(1, len(table.columns)):
+        taken = sum(needed[each] + 3 for each in (0, *groups[-1], place)) + 1
+        if groups[-1] and taken > width:
+            groups.append([])
+        groups[-1].append(place)
+    for number, group in enumerate(groups):
+        shown = RichTable(
+            title=table.title if number == 0 else None, title_justify="left", header_style="bold"
+        )
+        for place in (0, *group):
+            shown.add_column(
+                table.columns[place],
+                justify="left" if place == 0 else "right",
+                min_width=needed[place],
+                overflow="fold",
+            )
+        for row in table.rows:
+            shown.add_row(*(row[place] for place in (0, *group)))
+        yield shown
+
+
+def _least(text: str, most: int) -> int:
+    """Columns in which a text stands in lines of at most `most`, no word broken."""
+    return max(min(len(text), most), *(len(word) for word in text.split()), 0)
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -63,7 +64,8 @@ class GridConfig:
     policies: tuple[str, ...]
     loads: tuple[LoadConfig, ...]
     profile: str = "deepseek-r1-8xh200-sglang"
-    baseline: str = "hpa"
+    baseline: str | None = None
+    """None: hpa where it is among the policies, else the first of them."""
     cold_start_s: tuple[float | None, ...] = (None,)
     """Sums of the stages' medians, s; None: the profile's own."""
     burst: tuple[Burst, ...] = ("none",)
@@ -93,7 +95,7 @@ class Scenario:
 
     @property
     def label(self) -> str:
-        """Unlike any other scenario's of a grid; a folder's name too."""
+        """In words, unlike any other scenario's of a grid."""
         parts = [
             self.load.name,
             None if self.cold_start_s is None else f"cold start {self.cold_start_s:g} s",
@@ -103,6 +105,11 @@ class Scenario:
             None if self.authority == "direct" else self.authority,
         ]
         return ", ".join(part for part in parts if part)
+
+    @property
+    def slug(self) -> str:
+        """The label as a folder's name: `day-cold-start-480-s-short-bursts-unit-8`."""
+        return slug(self.label)
 
     def profile(self, base: ServingProfile) -> ServingProfile:
         """The fleet's profile, made from the grid's."""
@@ -139,6 +146,11 @@ class Scenario:
         return replace(grid.compare, run=run)
 
 
+def slug(text: str) -> str:
+    """Letters, digits, dots and hyphens alone, so that no shell needs quotes."""
+    return re.sub(r"[^\w.]+", "-", text).strip("-")
+
+
 def scenarios(grid: GridConfig) -> list[Scenario]:
     """Every combination, loads outermost. A recorded load has no bursts of ours."""
     found = []
@@ -173,10 +185,10 @@ def grid_mistakes(grid: GridConfig) -> Iterator[str]:
             yield f"{axis} is empty; expected at least one"
         elif len(set(values)) < len(values):
             yield f"{axis} names a value twice; name each once"
-    names = [load.name for load in grid.loads]
-    for name in names:
+    names = [slug(load.name) for load in grid.loads]
+    for load, name in zip(grid.loads, names, strict=True):
         if names.count(name) > 1 and name:
-            yield f"loads: the name {name!r} is there twice; give each load a name of its own"
+            yield f"loads: the name {load.name!r} is there twice; give each load a name of its own"
             break
     for place, load in enumerate(grid.loads):
         yield from _load_mistakes(load, f"loads[{place}]")
@@ -189,12 +201,12 @@ def grid_mistakes(grid: GridConfig) -> Iterator[str]:
     for factor in grid.load_scale:
         if not 0 < factor <= 100:
             yield f"load_scale holds {factor}; expected above 0, at most 100"
-    if grid.baseline not in grid.policies:
+    if grid.baseline is not None and grid.baseline not in grid.policies:
         yield f"baseline is {grid.baseline!r}; expected one of policies"
 
 
 def _load_mistakes(load: LoadConfig, path: str) -> Iterator[str]:
-    if not load.name or "/" in load.name or load.name.startswith("."):
+    if not slug(load.name) or "/" in load.name or load.name.startswith("."):
         yield f"{path}.name is {load.name!r}; expected a name that can be a folder's"
     if load.train_trace is not None and load.trace is None:
         yield f"{path}.train_trace is given without trace; a drawn load is tuned on train_seed"

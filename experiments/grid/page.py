@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from experiments.grid.config import GridConfig
-from experiments.grid.findings import Findings, tables, verdict
+from experiments.grid.findings import Findings, caveats, tables, title, verdict
 from experiments.grid.panel import RATIOS, performance_profile
 from experiments.report.document import Document, Plot, Section, Table, log_axis, series
 from experiments.statistics import Interval
@@ -24,7 +24,7 @@ def document(findings: Findings, grid: GridConfig, command: str) -> Document:
     """Words, tables and plots."""
     rows, overall, *equal = tables(findings)
     return Document(
-        title=f"{len(findings.policies)} policies in {len(findings.cases)} scenarios",
+        title=title(findings),
         lead=verdict(findings),
         eyebrow="experiments.grid",
         command=command,
@@ -60,7 +60,7 @@ def document(findings: Findings, grid: GridConfig, command: str) -> Document:
             ),
             *([Section("Cost at equal attainment", tables=equal)] if equal else []),
             Section("Per scenario", tables=[rows]),
-            Section("How to read it", text=WAYS),
+            Section("How to read it", text=[*caveats(findings), *WAYS]),
         ],
     )
 
@@ -142,12 +142,13 @@ def _bars(
 def markdown(findings: Findings, command: str) -> str:
     """The same words and tables for a pull request."""
     parts = [
-        f"## {len(findings.policies)} policies in {len(findings.cases)} scenarios",
+        f"## {title(findings)}",
         f"**{verdict(findings)}**",
         *(_markdown_table(table) for table in tables(findings)[1:]),
         "<details><summary>Per scenario</summary>\n\n"
         + _markdown_table(tables(findings)[0])
         + "\n\n</details>",
+        *caveats(findings),
         f"```sh\n{command}\n```",
     ]
     return "\n\n".join(parts) + "\n"

@@ -44,7 +44,7 @@ def run_grid(
 
     Args:
         grid: what to run.
-        out: folder of the results; `scenarios/LABEL` for each.
+        out: folder of the results; `scenarios/SLUG` for each.
         command: for `run.json`.
         jobs: processes at once.
         watch: told how far each run is.
@@ -62,7 +62,7 @@ def run_grid(
         config = scenario.config(grid, profile)
         trace, train = scenario.traces(profile)
         key = _key(grid, scenario, config, profile, trace, train)
-        folder = out / "scenarios" / scenario.label
+        folder = out / "scenarios" / scenario.slug
         place = f"{number} of {len(every)}: {scenario.label}"
         done = _finished(folder, key)
         if done is None:

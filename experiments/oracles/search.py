@@ -157,12 +157,13 @@ class _Planner:
     ) -> list[tuple[RunDigest, ...]]:
         """The runs of each plan, one per seed; plans by their price."""
         tasks = []
-        for price, plan in plans.items():
-            fleet = PlannedFleet(plan.wanted, self.name == INSTANT, self._gpu_s(price))
+        for price, planned in plans.items():
+            fleet = PlannedFleet(planned.wanted, self.name == INSTANT, self._gpu_s(price))
             runner = PlanRunner({self.name: fleet})
             for seed in seeds:
                 job = Job(self.name, self.name, fleet.options, self.config, seed)
-                label = f"{self.name}: {fleet.price_gpu_s:.3g} GPU-s per request, seed {seed}"
+                plan = f"plan at {fleet.price_gpu_s:.3g} GPU-s per request in time"
+                label = f"bound {self.name}: seed {seed}, {plan}"
                 tasks.append(RunTask(runner, self.trace, self.profile, job, label, block_s=block_s))
         runs = self.cells.run(tasks, self.jobs, self.watch)
         n = len(seeds)

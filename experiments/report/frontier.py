@@ -3,23 +3,92 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from itertools import chain
+from statistics import median
 from typing import Any
 
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.curve import envelope
+from experiments.eligible import BOUNDS
 from experiments.oracles import CLAIRVOYANT
-from experiments.readable import figure
+from experiments.readable import figure, listed
 from experiments.report.colours import Colour, token
 from experiments.sweep import Sweep
 
 LOWEST = 0.9
 """Attainment at which the plot begins, unless a policy lies lower: nobody operates below it."""
+DEAR = 2.0
+"""Cost, in the median of those of note, beyond which a policy is left outside the first view."""
+ROOM = 0.15
+"""Room beside the outermost, as a share of the range."""
+CURVES = 1.25
+"""How much further frontiers are shown, in the costs of the outermost."""
 _TICKS = (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998, 0.999, 0.9995, 0.9999, 0.99999)
 
 
-def frontier(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class CostView:
+    """What the cost axis shows at first."""
+
+    low: float
+    """GPU hours."""
+    high: float
+    outside: tuple[str, ...]
+    """Policies that lie beyond either end, in the comparison's order."""
+
+
+def cost_view(comparison: Comparison, usual: Collection[str]) -> CostView:
+    """Who reaches the goal, the bounds and the usual ones, with room; one policy that costs many
+    times what the others do would push them into a corner.
+
+    Args:
+        usual: policies that are inside in any case.
+    """
+    goal = comparison.config.sweep.goal
+    costs = {o.name: o.mean("gpu_hours") for o in comparison.policies}
+    of_note = [
+        outcome.name
+        for outcome in comparison.policies
+        if outcome.name in (*usual, *BOUNDS) or outcome.mean("slo_attainment") >= goal
+    ] or list(costs)
+    dear = DEAR * median(costs[name] for name in of_note)
+    inside = [costs[name] for name in of_note if name in usual or costs[name] <= dear]
+    least, most = min(inside), max(inside)
+    room = ROOM * max(most - least, 0.05 * most)
+    low, high = max(0.0, least - room), most + room
+    tried = [
+        point.figures.gpu_hours
+        for sweep in comparison.tuning.curves.values()
+        for point in sweep.points
+        if point.figures.slo_attainment >= LOWEST
+    ]
+    # Whoever is hardly further is let in, and the frontiers up to there.
+    near = [
+        *(cost for cost in costs.values() if low - room <= cost <= high + room),
+        *(cost for cost in tried if least / CURVES <= cost <= most * CURVES),
+    ]
+    low, high = min(low, min(near) - room / 3), max(high, max(near) + room / 3)
+    outside = tuple(name for name, cost in costs.items() if not low <= cost <= high)
+    return CostView(low, high, outside)
+
+
+def outside_words(comparison: Comparison, view: CostView) -> str:
+    """Who lies outside the first view, and at what cost; empty where nobody does."""
+    if not view.outside:
+        return ""
+    said = [
+        f"{name} at {figure('gpu_hours', comparison[name].mean('gpu_hours'))}"
+        for name in view.outside
+    ]
+    verb = "lies" if len(said) == 1 else "lie"
+    return f"Outside this view, in GPU hours, {verb} {listed(said)}."
+
+
+def frontier(
+    comparison: Comparison, colours: Mapping[str, Colour], view: CostView
+) -> dict[str, Any]:
     """A plotly figure; colours are names of CSS variables.
 
     The vertical axis counts nines: it is the share of missed requests on a logarithmic scale,
@@ -36,22 +105,13 @@ def frontier(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str,
         *(_seeds(outcome, top, colours) for outcome in comparison.policies),
         *(_mean(outcome, top, colours) for outcome in comparison.policies),
     ]
-    costs = [o.mean("gpu_hours") for o in comparison.policies] + [
-        point.figures.gpu_hours
-        for sweep in comparison.tuning.curves.values()
-        for point in sweep.points
-        if point.figures.slo_attainment >= lowest
-    ]
-    dearest = 1.3 * max(o.mean("gpu_hours") for o in comparison.policies)
-    right = min(max(costs), dearest)
-    margin = 0.06 * max(right - min(costs), 0.05 * right)
     return {
         "data": data,
         "layout": {
             "height": 460,
             "xaxis": {
                 "title": {"text": "cost, GPU hours to the last arrival"},
-                "range": [min(costs) - margin, right + margin],
+                "range": [view.low, view.high],
             },
             "yaxis": {
                 "title": {"text": "SLO attainment, share of requests"},

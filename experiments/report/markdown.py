@@ -11,10 +11,10 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison
 from experiments.eligible import in_hindsight
 from experiments.losses import losses
-from experiments.money import HOURS_PER_MONTH, price_of, simulated_h
+from experiments.money import HOURS_PER_MONTH, LEAST_H, price_of, simulated_h
 from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
-from experiments.readable import duration, percent, setting_text
+from experiments.readable import duration, percent
 from experiments.report.tables import (
     PolicyTable,
     equal_table,
@@ -25,7 +25,7 @@ from experiments.report.tables import (
     objectives,
     title,
 )
-from experiments.settings import default_text, settings_of
+from experiments.settings import default_text, settings_of, value_text
 from experiments.verdict import verdicts
 
 
@@ -102,14 +102,18 @@ def _figures(comparison: Comparison) -> Iterator[str]:
     )
     price = price_of(comparison)
     if price is not None:
-        span = duration(3600 * simulated_h(comparison))
+        month, hours = "", simulated_h(comparison)
+        if hours >= LEAST_H:
+            month = (
+                f"A month is extrapolated: {HOURS_PER_MONTH:g} hours, every one like these "
+                f"{duration(3600 * hours)}. "
+            )
         yield from _folded(
             f"Money at USD {price.usd:g} per GPU hour",
             [
                 *_table(money_table(comparison, price)),
-                f"A month is extrapolated: {HOURS_PER_MONTH:g} hours, every one like these {span}. "
-                "Costs end with the last arrival; tokens are those of completed requests, prompt "
-                "and output, made later too.",
+                f"{month}Costs end with the last arrival; tokens are those of completed requests, "
+                "prompt and output, made later too.",
                 "",
             ],
         )
@@ -136,12 +140,12 @@ def _settings(comparison: Comparison) -> Iterator[str]:
     lines = []
     for outcome in ranked(comparison):
         said = [
-            f"{setting.name} {setting_text(setting.value)} "
+            f"{setting.name} {value_text(setting)} "
             f"({'tuned, ' if setting.tuned else ''}default {default_text(setting)})"
             for setting in settings_of(comparison, outcome)
-            if setting.changed
+            if setting.shown
         ]
-        lines.append(f"- **{_text(outcome.name)}**: {_text(', '.join(said) or 'defaults')}")
+        lines.append(f"- **{_text(outcome.name)}**: {_text(', '.join(said) or 'all by default')}")
     yield from _folded("Settings", [*lines, ""])
 
 

@@ -12,12 +12,12 @@ from experiments.best import below_goal, lead, ranked
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.eligible import BOUNDS, in_hindsight
 from experiments.losses import Loss, losses
-from experiments.money import price_of, simulated_h
+from experiments.money import LEAST_H, price_of, simulated_h
 from experiments.notes import notes
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import duration, figure, percent, setting_text
 from experiments.report.colours import colours_of, token
-from experiments.report.frontier import frontier
+from experiments.report.frontier import cost_view, frontier, outside_words
 from experiments.report.tables import (
     FEW,
     equal_table,
@@ -62,11 +62,13 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
             *comparison.tuning.searches,
         ]
     )
+    first = usual(comparison)
+    view = cost_view(comparison, first)
     price, errors = price_of(comparison), error_rows(comparison.profile)
     return render_template(
         "page.html",
         plots={
-            "frontier": frontier(comparison, colours),
+            "frontier": frontier(comparison, colours, view),
             "timelines": timelines(comparison, colours),
         },
         comparison=comparison,
@@ -81,7 +83,8 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         hindsight=[o.name for o in comparison.policies if in_hindsight(comparison, o)],
         notes=notes(comparison),
         order=order,
-        usual=usual(comparison),
+        usual=first,
+        outside=outside_words(comparison, view),
         swatches={
             name: Markup(swatch(colours[name], token(name, colours)))  # ours, and no name is in it
             for name in colours
@@ -96,6 +99,7 @@ def render(comparison: Comparison, run: Mapping[str, object]) -> str:
         money=None if price is None else money_table(comparison, price),
         span=duration(3600 * simulated_h(comparison)),
         short=simulated_h(comparison) < 24,
+        month=simulated_h(comparison) >= LEAST_H,
         losses=[(loss, _zoom(comparison, loss)) for loss in losses(comparison)],
         sweep_columns=[m.label for m in METRICS if m.name in SWEEP_FIGURES],
         objectives=objectives(comparison),
@@ -225,12 +229,13 @@ class SettingRow:
     value: str
     default: str
     tuned: bool
+    unit: str
 
 
 def setting_rows(
     comparison: Comparison, outcome: PolicyOutcome
 ) -> tuple[list[SettingRow], list[SettingRow]]:
-    """Options of a policy that were changed, and those that have their default.
+    """Options of a policy that were tuned, given or changed, and those left at their default.
 
     A default that is nothing, as no file is, is left out.
     """
@@ -238,9 +243,13 @@ def setting_rows(
     unchanged: list[SettingRow] = []
     for setting in settings_of(comparison, outcome):
         row = SettingRow(
-            setting.name, setting_text(setting.value), default_text(setting), setting.tuned
+            setting.name,
+            setting_text(setting.value),
+            default_text(setting),
+            setting.tuned,
+            setting.unit,
         )
-        if setting.changed:
+        if setting.shown:
             changed.append(row)
         elif setting.value not in ("", None):
             unchanged.append(row)

@@ -9,7 +9,7 @@ from experiments.best import below_goal, ranked
 from experiments.comparison import Comparison, Estimate, PolicyOutcome
 from experiments.eligible import BOUNDS, eligible
 from experiments.equal_attainment import EqualCost, equal_costs, levels
-from experiments.money import Bill, Price, bills, rough_usd, usd
+from experiments.money import LEAST_H, Bill, Price, bills, rough_usd, simulated_h, usd
 from experiments.oracles.words import REGRET_MEANING
 from experiments.readable import (
     NOTHING,
@@ -204,20 +204,26 @@ def money_table(comparison: Comparison, price: Price) -> PolicyTable:
         Column(f"saved against {comparison.baseline}", "seed by seed"),
         Column("per million tokens", "prompt and output tokens of completed requests"),
         Column("per million output tokens", "the same cost over output tokens alone"),
-        Column("a month, extrapolated", "extrapolated: every hour of the month like these"),
     ]
+    month = simulated_h(comparison) >= LEAST_H
+    if month:
+        columns.append(
+            Column("a month, extrapolated", "extrapolated: every hour of the month like these")
+        )
     found = {bill.policy: bill for bill in bills(comparison, price)}
-    rows = [(outcome.name, _bill(found[outcome.name])) for outcome in ranked(comparison)]
+    rows = [
+        (outcome.name, _bill(found[outcome.name], month=month)) for outcome in ranked(comparison)
+    ]
     return PolicyTable("Money", columns, rows)
 
 
-def _bill(bill: Bill) -> list[Cell]:
+def _bill(bill: Bill, *, month: bool) -> list[Cell]:
     return [
         _usd(bill.run),
         Cell("") if bill.saved is None else _usd(bill.saved),
         _usd(bill.million_tokens),
         _usd(bill.million_output_tokens),
-        Cell(rough_usd(bill.month)),
+        *([Cell(rough_usd(bill.month))] if month else []),
     ]
 
 

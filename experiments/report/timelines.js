@@ -29,13 +29,14 @@ function stacked(plot, shown) {
   };
   const data = [];
   let offset = 0;
+  const most = Math.max(...panels.map((panel) => panel.most ?? 0));
   panels.forEach((panel, place) => {
     const suffix = place === 0 ? "" : String(place + 1);
     const high = 1 - offset / inner;
     offset += panel.height;
     const low = Math.max(0, 1 - offset / inner);
     offset += BETWEEN;
-    layout[`yaxis${suffix}`] = { domain: [low, high], anchor: "x", nticks: 4, ...panel.axis, ...reaching(panel) };
+    layout[`yaxis${suffix}`] = { domain: [low, high], anchor: "x", nticks: 4, ...panel.axis, ...reaching(panel), ...counting(panel, most) };
     layout.annotations.push({
       text: panel.title, xref: "paper", yref: "paper", x: 0, xanchor: "left", y: high, yanchor: "bottom",
       showarrow: false, align: "left", font: { size: 13, color: "--ink" },
@@ -46,7 +47,10 @@ function stacked(plot, shown) {
         line: { color: "--bad", width: 1.3, dash: "dash" },
       });
     }
-    panel.traces.forEach((trace) => data.push({ type: "scatter", mode: "lines", ...trace, yaxis: `y${suffix}` }));
+    panel.traces.forEach((trace) => {
+      const marks = panel.most !== null && trace.mode === "markers" ? { y: trace.y.map((share) => share * most) } : {};
+      data.push({ type: "scatter", mode: "lines", ...trace, ...marks, yaxis: `y${suffix}` });
+    });
   });
   return { data, layout };
 }
@@ -57,6 +61,11 @@ function steps(least, most) {
   const decades = [...Array(3).keys()].map((place) => 10 ** (Math.floor(Math.log10(least)) + place));
   const tickvals = decades.flatMap((decade) => [1, 2, 5].map((step) => Number((step * decade).toPrecision(1))));
   return { tickvals, ticktext: tickvals.map(String) };
+}
+
+// Counts of what is shown have one scale, with room for the marks above it.
+function counting(panel, most) {
+  return panel.most === null ? {} : { range: [0, 1.25 * Math.max(most, 1)] };
 }
 
 // A range that shows the objective as well as the lines.

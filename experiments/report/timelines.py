@@ -31,6 +31,9 @@ class Panel:
     traces: list[dict[str, Any]] = field(default_factory=list)
     objective: float | None = None
     """Where to draw one."""
+    most: float | None = None
+    """Largest count of the panel. Panels that have one share a scale, which follows the largest of
+    those shown, since areas are costs and compared by eye; heights of marks are shares of it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,16 +107,9 @@ def timelines(comparison: Comparison, colours: Mapping[str, Colour]) -> dict[str
         return {"data": [], "layout": {"height": 40}}
     buckets = {name: _buckets(run, end_s, unit_s) for name, run in ticks.items()}
     slo = comparison.config.run.slo
-    most = max(
-        float(np.nanmax(np.append(run.wanted_replicas, run.ready_replicas + run.starting_replicas)))
-        for run in ticks.values()
-    )
     panels = [
         _load_panel(next(iter(ticks.values())), next(iter(buckets.values()))),
-        *(
-            _replica_panel(name, ticks[name], buckets[name], colours, unit_s, most)
-            for name in ticks
-        ),
+        *(_replica_panel(name, ticks[name], buckets[name], colours, unit_s) for name in ticks),
         _lines(
             "Batch size, sequences",
             80,
@@ -193,13 +189,12 @@ def _replica_panel(
     buckets: _Buckets,
     colours: Mapping[str, Colour],
     unit_s: float,
-    most: float,
 ) -> Panel:
     """Replicas of one policy: ready and starting as areas, wanted as a line, guardrail marks."""
     colour = token(name, colours)
     panel = Panel(f"Replicas of {name}", 110)
-    # One scale for all policies: areas are costs, and are compared by eye.
-    panel.axis = {"range": [0, 1.25 * most]}
+    held = ticks.ready_replicas + ticks.starting_replicas
+    panel.most = float(np.nanmax(np.append(ticks.wanted_replicas, held)))
     ready, starting = buckets.mean(ticks.ready_replicas), buckets.mean(ticks.starting_replicas)
     area = {**buckets.x, "line": {"width": 0, "shape": "hv"}, "stackgroup": name}
     panel.traces += [
@@ -225,8 +220,8 @@ def _replica_panel(
             "line": {"color": colour, "width": 1.5, "shape": "hv"},
             "hovertemplate": "%{y:.0f} %{text}",
         },
-        _marks("a guardrail tripped", ticks.tripped, ticks, unit_s, 1.2 * most, "--bad"),
-        _marks("a limit clamped", ticks.clamped, ticks, unit_s, 1.1 * most, "--ink-soft"),
+        _marks("a guardrail tripped", ticks.tripped, ticks, unit_s, 1.2, "--bad"),
+        _marks("a limit clamped", ticks.clamped, ticks, unit_s, 1.1, "--ink-soft"),
     ]
     for trace in panel.traces:
         trace["meta"] = name

@@ -4,7 +4,7 @@ import re
 import pytest
 from rich.console import Console
 
-from experiments.fanout import fan_out
+from experiments.fanout import KEPT, fan_out
 from experiments.progress import Board, run_progress
 
 
@@ -79,23 +79,52 @@ def test_the_rest_is_estimated_from_what_is_done(board, clock):
     assert "1 of 6 runs done, about 3 min left" in shown(board)
 
 
-def test_what_is_tuned_first_has_its_own_time_and_a_bar_while_it_runs(clock):
+def test_what_is_tuned_first_has_a_bar_while_it_runs_and_no_total(clock):
+    """How many trials and points follow nobody knows: 2 of 3 would be followed by 8 of 26."""
     board = Board(clock.now_s)
-    board("tuning: hpa 2160", 0.0)
+    for label in ("tuning: hpa, trial 1 of 8", "frontier: hpa with target 9", "bound oracle-b: x"):
+        board(label, 0.0)
+        clock.s += 10
+        board(label, 0.5)
+        text = shown(board)
+        assert label in text
+        assert "50%" in text
+        assert "left" not in text
+        board(label, 1.0)
+    assert shown(board).strip() == "3 runs done"
+
+
+def test_tasks_of_another_kind_have_their_own_time(clock):
+    board = Board(clock.now_s)
+    board("making ready", 0.0)
     clock.s += 10
-    board("tuning: hpa 2160", 0.5)
-    text = shown(board)
-    assert "tuning: hpa 2160" in text
-    assert "50%" in text
-    assert "0 of 1 run done, about 10 s left" in text
-    board("tuning: hpa 2160", 1.0)
+    board("making ready", 0.5)
+    assert "0 of 1 run done, about 10 s left" in shown(board)
+    board("making ready", 1.0)
     clock.s += 1000
     board("hpa, seed 1", 0.0)
     clock.s += 5
     board("hpa, seed 1", 0.5)
     text = shown(board)
-    assert "tuning" not in text
+    assert "making" not in text
     assert "about 5 s left" in text
+
+
+def test_what_was_kept_says_so_and_does_not_shorten_the_estimate(board, clock):
+    board("hpa, seed 1", KEPT)
+    board("hpa, seed 2", KEPT)
+    clock.s += 37
+    board("hpa, seed 3", 1.0, 0.99, 1.0)
+    assert row(board, "hpa") == ["hpa", "kept", "kept", "done"]
+    # One of the four that run took 37 s: the other three take 111, two digits of it.
+    assert "3 of 6 runs done, 2 of them before, about 1.8 min left" in shown(board)
+
+
+def test_a_log_tells_what_was_kept():
+    console = Console(file=io.StringIO(), width=80)
+    with run_progress(console) as watch:
+        watch("hpa, seed 1", KEPT)
+    assert console.file.getvalue() == "kept: hpa, seed 1\n"
 
 
 def test_fifteen_policies_with_five_seeds_fit_eighty_columns(clock):

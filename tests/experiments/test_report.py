@@ -13,6 +13,7 @@ from experiments.comparison import Estimate
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig
 from experiments.folder import provenance
 from experiments.report.colours import colours_of
+from experiments.report.frontier import cost_view, outside_words
 from experiments.report.page import render, setting_rows, usual
 from experiments.report.tables import HAPPENED, figure_tables
 from experiments.report.timelines import POINTS, timelines
@@ -217,6 +218,59 @@ def test_the_frontier_leaves_out_what_costs_more_and_serves_worse(plots, compari
         assert line["y"] == sorted(set(line["y"]))
 
 
+def priced(comparison, costs, attainment=0.995):
+    """Policies of these GPU hours; whatever else they are."""
+    outcome = comparison["static"]
+    policies = tuple(
+        replace(
+            outcome,
+            name=name,
+            estimates={
+                **outcome.estimates,
+                "gpu_hours": Estimate(cost, None, None),
+                "slo_attainment": Estimate(attainment, None, None),
+            },
+        )
+        for name, cost in costs.items()
+    )
+    tuning = replace(comparison.tuning, curves={}, sweeps={})
+    return replace(comparison, policies=policies, tuning=tuning)
+
+
+def test_one_dear_policy_does_not_push_the_others_into_a_corner(comparison):
+    costs = {"hpa": 100.0, "keda": 110.0, "kpa": 120.0, "planner": 130.0, "schedule": 600.0}
+    many = priced(comparison, costs)
+    view = cost_view(many, usual(many))
+    assert view.outside == ("schedule",)
+    assert 80 < view.low < 100 < 130 < view.high < 150
+    assert outside_words(many, view) == "Outside this view, in GPU hours, lies schedule at 600.0."
+    html = render(many, {"command": "x", "commit": None, "written_at": "", "versions": {}})
+    assert "lies schedule at 600.0." in Page(html).text
+    assert plots_of(html)["frontier"]["layout"]["xaxis"]["range"] == [view.low, view.high]
+
+
+def test_a_dear_policy_that_one_looks_at_first_is_inside(comparison):
+    many = priced(comparison, {"hpa": 100.0, "keda": 110.0, "kpa": 130.0, "learned": 600.0})
+    view = cost_view(many, ["hpa", "learned"])
+    assert view.outside == ()
+    assert view.high > 600
+    assert outside_words(many, view) == ""
+
+
+def test_policies_that_all_miss_the_goal_are_all_inside(comparison):
+    view = cost_view(priced(comparison, {"hpa": 100.0, "keda": 140.0}, attainment=0.5), [])
+    assert view.low < 100 < 140 < view.high
+
+
+def test_each_replica_plot_tells_its_largest_count(plots, comparison):
+    for outcome in comparison.policies:
+        ticks = outcome.runs[0].ticks
+        largest = max(
+            ticks.wanted_replicas.max(), (ticks.ready_replicas + ticks.starting_replicas).max()
+        )
+        assert panel(plots, f"Replicas of {outcome.name}")["most"] == largest
+
+
 def test_the_page_stays_small(html):
     # plotly.js is most of it: 2.0 MB of 4.8, packed.
     assert len(html) < 2_300_000
@@ -244,8 +298,31 @@ def test_with_a_price_it_says_what_a_million_tokens_cost(comparison):
 
 def test_settings_stand_beside_their_defaults_and_say_what_was_tuned(text, comparison):
     target = comparison["hpa"].options["target"]
-    assert f"target tuned {target:g} 1000" in text
+    assert f"target tuned output tokens/s per replica {target:g} 1000" in text
     assert "tolerance 0.1" in text
+
+
+@pytest.mark.parametrize("replicas", [1, 4])
+def test_what_was_tuned_is_shown_whatever_its_default(comparison, replicas):
+    sweep = comparison.tuning.sweeps["static"]
+    point = replace(sweep.chosen, value=replicas)
+    tuned = replace(
+        comparison,
+        tuning=replace(comparison.tuning, sweeps={"static": replace(sweep, chosen=point)}),
+    )
+    static = replace(comparison["static"], options={"replicas": replicas})
+    changed, _ = setting_rows(tuned, static)
+    assert [(row.name, row.value, row.tuned) for row in changed] == [
+        ("replicas", str(replicas), True)
+    ]
+
+
+def test_what_was_given_is_shown_whatever_its_default(comparison):
+    hpa = replace(comparison["hpa"], options={"tolerance": 0.1, "metric": "qps", "target": 5})
+    changed, _ = setting_rows(comparison, hpa)
+    shown = {row.name: (row.value, row.unit) for row in changed}
+    assert shown["tolerance"] == ("0.1", "")
+    assert shown["target"] == ("5", "")  # nobody knows the unit of another metric's target
 
 
 def test_a_default_that_is_nothing_is_left_out(comparison):

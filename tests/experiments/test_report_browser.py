@@ -108,6 +108,37 @@ def test_a_box_hides_and_shows_its_policy(opened):
     assert opened.complaints() == []
 
 
+def test_replica_plots_have_one_scale_which_follows_those_shown(opened):
+    """hpa starts with up to 8 replicas where static holds 2."""
+    panels = "plots.timelines.panels.filter((panel) => panel.most !== null)"
+    most = opened.value(
+        f"Object.fromEntries({panels}.map((panel) => [panel.traces[0].meta, panel.most]))"
+    )
+    opened.value(f"{ALL}.click()")
+    assert set(scales(opened)) == {1.25 * max(most.values())}
+    box = """document.querySelector('.chips[data-plot="timelines"] input[value="NAME"]')"""
+    for name in most:
+        if name != "static":
+            opened.value(f"{box.replace('NAME', name)}.click()")
+    assert most["static"] < max(most.values())
+    assert set(scales(opened)) == {1.25 * most["static"]}
+    opened.value(f"{USUAL}.click()")
+
+
+def scales(browser):
+    """Upper ends of the axes of the replica plots."""
+    return browser.value(
+        """(() => {
+          const layout = document.getElementById("plot-timelines").layout;
+          const titles = layout.annotations.map((title) => title.text);
+          return titles
+            .map((title, place) => [title, layout[`yaxis${place ? place + 1 : ""}`]])
+            .filter(([title]) => title.startsWith("Replicas of"))
+            .map(([, axis]) => axis.range[1]);
+        })()"""
+    )
+
+
 ALL = """document.querySelector('.chips[data-plot="timelines"] [value="all"]')"""
 USUAL = """document.querySelector('.chips[data-plot="timelines"] [value="usual"]')"""
 RANGE = """document.getElementById("plot-timelines").layout.xaxis.range"""

@@ -34,6 +34,8 @@ def compared(folder, *names):
 
 
 def printed(comparison, width=80, **how):
+    """As on a terminal without colours, unless `how` says otherwise."""
+    how = {"force_terminal": True, "color_system": None, **how}
     out = io.StringIO()
     print_comparison(comparison, Console(file=out, width=width, **how))
     return out.getvalue()
@@ -150,6 +152,31 @@ def test_of_many_no_sentence_repeats_the_table_and_the_report_is_named(many):
     assert "is the cheapest of" not in flat
     assert "The report has more: every figure with its intervals, each policy's verdict" in flat
     assert "With the whole load known" in flat
+
+
+def test_n_a_has_its_reason(many):
+    flat = " ".join(printed(many).split())
+    assert re.search(r"n/a: no plan of oracle-b serves as well, or as badly, as [^.]*r1-1", flat)
+
+
+def test_what_changes_the_verdict_comes_first_and_how_it_was_made_last(many):
+    text = printed(many)
+    first, rest = text.split("also:")
+    flat = " ".join(first.split())
+    for words in ("misses the goal", "hindsight", "note: The load is too short (20 min) to say"):
+        assert words in flat
+    assert "note:" not in rest
+    assert "Rules ran at their own periods" in " ".join(rest.split())
+
+
+def test_a_pipe_gets_its_sentences_unbroken(many):
+    lines = printed(many, force_terminal=False).splitlines()
+    assert any(line.startswith("note: ") and len(line) > 100 for line in lines)
+    begun = [line for line in lines if re.match(r"(note: |static is|Mean over|The report)", line)]
+    assert len(begun) >= 4
+    assert all(line.endswith(".") for line in begun)
+    rows = [line for line in lines if re.match(r" \S+( \*)? +\d+\.\d+ %", line)]
+    assert max(map(cell_len, rows)) <= 80
 
 
 def test_marks_do_not_need_colour(many):

@@ -61,8 +61,10 @@ def load_profile(name_or_path: str | Path, *, step_time: StepTime | None = None)
         return parse_profile(text, source, step_time=step_time)
     names = list_profiles()
     if source not in names:
-        near = get_close_matches(source, names, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        # A name that was begun is meant before one that merely looks alike.
+        begun = [name for name in names if source and name.startswith(source)]
+        near = begun or get_close_matches(source, names, n=1)
+        hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise ProfileError(
             f"profile {source!r} is not built in{hint} "
             f"(built in: {', '.join(names)}; a file is named by its path, ending in .yaml)"

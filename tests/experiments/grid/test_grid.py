@@ -1,10 +1,14 @@
 """A grid end to end on a small fleet: run, killed, resumed, told."""
 
+import io
 import json
 
 import pytest
+from rich.console import Console
 
-from experiments.grid.__main__ import main
+from experiments.grid.__main__ import _shown, main
+from experiments.grid.config import GridConfig, LoadConfig, grid_mistakes, scenarios
+from experiments.report.document import Table
 
 CONFIG = """
 policies: [static, hpa]
@@ -51,7 +55,7 @@ def test_page_and_markdown_say_the_same_verdict(grid):
 
 
 def test_what_is_done_is_not_run_again(grid, capsys):
-    lost = grid / "out/scenarios/quarter, floor/summary.json"
+    lost = grid / "out/scenarios/quarter-floor/summary.json"
     before = lost.read_text()
     lost.unlink()
     kept = grid / "out/scenarios/quarter/summary.json"
@@ -102,3 +106,31 @@ def test_a_variable_that_is_not_set_is_named(tmp_path, capsys, monkeypatch):
 def test_the_shipped_grid_lists_its_scenarios(capsys):
     assert main(["experiments/configs/grid.yaml", "--list"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 4 * 2 * 3
+
+
+def test_a_baseline_that_is_not_given_is_hpa_or_the_first():
+    loads = (LoadConfig("day"),)
+    assert list(grid_mistakes(GridConfig(("static", "keda"), loads))) == []
+
+
+def test_folders_need_no_quotes_and_loads_none_that_are_alike():
+    config = GridConfig(("hpa",), (LoadConfig("a b"),), cold_start_s=(480.0,), burst=("short",))
+    (one,) = scenarios(config)
+    assert one.label == "a b, cold start 480 s, short bursts"
+    assert one.slug == "a-b-cold-start-480-s-short-bursts"
+    alike = GridConfig(("hpa",), (LoadConfig("a b"), LoadConfig("a, b")))
+    assert any("is there twice" in sentence for sentence in grid_mistakes(alike))
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_a_terminal_breaks_no_word_of_a_table(width):
+    columns = ["scenario", *(f"policy-number-{place}" for place in range(9))]
+    row = ["day, cold start 480 s, short bursts, unit 8, floor", *["99.73 % * / 1,322.4"] * 9]
+    out = io.StringIO()
+    for shown in _shown(Table(columns, [row], "title"), width):
+        Console(file=out, width=width).print(shown)
+    text = out.getvalue()
+    assert max(map(len, text.splitlines())) <= width
+    assert text.count("99.73 % * / 1,322.4") == 9
+    for word in (*columns, "bursts,"):
+        assert word in text

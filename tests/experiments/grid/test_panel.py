@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from experiments.grid.findings import findings_of, tables, verdict
+from experiments.grid.findings import caveats, findings_of, tables, title, verdict
 from experiments.grid.panel import (
     Case,
     aggregate,
@@ -104,3 +104,11 @@ def test_a_grid_in_words_and_tables():
 def test_curves_reach_an_attainment_or_not():
     assert equal_attainment(case("a", hpa=[(1.0, 1.0)]), 0.99) == {"hpa": pytest.approx(8.0)}
     assert equal_attainment(case("a", hpa=[(1.0, 1.0)]), 0.999) == {}
+
+
+def test_a_count_chosen_with_hindsight_is_not_the_best_and_is_explained():
+    found = findings_of([case("one", static=[(0.995, 5.0)], hpa=[(0.995, 10.0)])])
+    assert verdict(found).startswith("hpa is the only policy that keeps 99.0 %")
+    assert any(sentence.startswith("static holds the count") for sentence in caveats(found))
+    assert title(found) == "2 policies in 1 scenario"
+    assert not any("static" in s for s in caveats(findings_of([case("one", hpa=[(1.0, 1.0)])])))
