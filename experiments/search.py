@@ -77,6 +77,8 @@ class Search:
     """With every searched option in it, also where that is the rule as shipped."""
     reached: bool
     """Whether the chosen trial reaches the goal; else it is the one with the best attainment."""
+    elsewhere: str = ""
+    """What else it was tuned with than is compared, in words; empty where with the same."""
 
     @property
     def setting(self) -> str:

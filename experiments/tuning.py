@@ -154,7 +154,7 @@ def _searched(
     bench.search(train, start, searchings)
     compared = trace_digest(trace)
     return {
-        name: tuned[name].search(compared)
+        name: tuned[name].search(compared, bench.profile)
         if name in tuned
         else searchings[name].result(train, hindsight=train is trace)
         for name in spaces

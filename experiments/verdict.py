@@ -105,6 +105,9 @@ def _tuning_notes(comparison: Comparison) -> Iterator[str]:
         )
     for trace, names in tuned_on.items():
         yield f"{_were(names)} tuned on {trace}, not on the load that is compared here."
+    for name, search in tuning.searches.items():
+        if search.elsewhere:
+            yield f"{name} was tuned {search.elsewhere}: it was tuned for another fleet."
     yield from _budget_notes(comparison)
     tick_s = comparison.config.run.tick_s
     periods: dict[float, list[str]] = {}

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from experiments.cells import Cells
-from experiments.config import CompareConfig
+from experiments.config import CompareConfig, RunConfig
 from experiments.digest import RunDigest
 from experiments.fanout import Watch
 from experiments.job import Job, Runner, RunTask
@@ -29,6 +29,17 @@ STATIC = "static"
 """Holds the count that is best on the compared trace: no fixed fleet could have done better."""
 STATIC_BEST = "static-best"
 """Holds the count that is best on the training trace: what its owner would have bought."""
+
+
+def rule_tick_s(run: RunConfig, spec: str) -> float:
+    """Seconds between two looks of a rule: its own, or everybody's where it has none."""
+    return POLICIES[spec].tick_s or run.tick_s
+
+
+def rule_target(profile: ServingProfile, run: RunConfig, spec: str) -> Target:
+    """What a rule is built for in a comparison."""
+    knobs = target_knobs(profile, max_replicas=run.max_replicas)
+    return Target(knobs, rule_tick_s(run, spec), profile, run.slo)
 
 
 @dataclass(frozen=True)
@@ -122,13 +133,11 @@ class Bench:
 
     def tick_s(self, spec: str) -> float:
         """Seconds between two looks of a rule: its own, or everybody's where it has none."""
-        return POLICIES[spec].tick_s or self.config.run.tick_s
+        return rule_tick_s(self.config.run, spec)
 
     def space(self, name: str, spec: str, load: Load) -> Space:
         """What can be searched of a rule around a load."""
-        run = self.config.run
-        knobs = target_knobs(self.profile, max_replicas=run.max_replicas)
-        target = Target(knobs, self.tick_s(spec), self.profile, run.slo)
+        target = rule_target(self.profile, self.config.run, spec)
         return Space.of(spec, load, target, self.options(name))
 
     def static(self, trace: Trace, what: str) -> tuple[Sweep, Load]:
@@ -223,6 +232,7 @@ class Bench:
                 goal,
             )
             for name, tried in values.items()
+            if tried
         }
 
     def digests(self, trace: Trace, jobs: Sequence[Job], labels: Sequence[str]) -> list[RunDigest]:
