@@ -22,7 +22,7 @@ import numpy as np
 
 from experiments.readable import brief, figure, percent
 from experiments.summary import Figures, figures_from, plain
-from experiments.sweep import rounded, towards
+from experiments.sweep import AT_END, BELOW_GOAL, at_end, rounded, towards
 from policies import POLICIES, Load, Options, OptionValue, Parameter, Target
 from tuner.core.errors import ConfigError, InputError
 from tuner.core.trace import Trace
@@ -79,6 +79,8 @@ class Search:
     """Whether the chosen trial reaches the goal; else it is the one with the best attainment."""
     elsewhere: str = ""
     """What else it was tuned with than is compared, in words; empty where with the same."""
+    at_end: bool = False
+    """Whether the dial's value lies at an end of those that were tried."""
 
     @property
     def setting(self) -> str:
@@ -90,13 +92,15 @@ class Search:
     def sentence(self) -> str:
         """What was chosen and why, in words."""
         reaches = _reaches(self.chosen.figures)
+        tried = f"{self.budget} settings tried on {self.trace}"
+        end = f", {AT_END}" if self.at_end else ""
         if not self.reached:
             return (
-                f"None of {self.budget} settings tried meets the objectives for "
-                f"{percent(self.goal)} of the requests; {self.setting} comes closest: {reaches}"
+                f"None of {tried} meets the objectives for {percent(self.goal)} of the requests; "
+                f"{self.setting}{end} comes closest: {reaches}, {BELOW_GOAL}"
             )
         return (
-            f"{self.setting} is the cheapest of {self.budget} settings tried that meets the "
+            f"{self.setting}{end} is the cheapest of {tried} that meets the "
             f"objectives for {percent(self.goal)} of the requests: {reaches}; "
             f"as shipped it reaches {_reaches(self.trials[0].figures)}"
         )
@@ -308,7 +312,17 @@ class Searching:
             trials=trials,
             chosen=chosen,
             reached=reached,
+            at_end=self._at_end(trials, chosen),
         )
+
+    def _at_end(self, trials: Sequence[Trial], chosen: Trial) -> bool:
+        """Whether the chosen value of the dial is the least or the greatest that was tried."""
+        name = self.space.dial.name
+        default = self.space.shipped.get(name)
+        values = [trial.options.get(name, default) for trial in trials]
+        value = chosen.options.get(name, default)
+        known = [float(tried) for tried in values if tried is not None]
+        return value is not None and at_end(float(value), known)
 
     def _ask(
         self, space: Space, number: int, start: Mapping[str, float] | None, *, waits: bool

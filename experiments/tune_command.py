@@ -148,6 +148,7 @@ def _tuned(name: str, search: Search, seed: int, trace: Trace, profile: ServingP
         shipped=Outcome.of(search.trials[0]),
         trace=Source(trace.name, trace_digest(trace)),
         profile=Source(profile.name, profile_digest(profile)),
+        at_end=search.at_end,
     )
 
 

@@ -77,6 +77,8 @@ class Tuned:
     """The rule as its project ships it."""
     trace: Source
     profile: Source
+    at_end: bool = False
+    """Whether the dial's value lies at an end of those that were tried."""
 
     def search(self, compared: str, profile: ServingProfile) -> Search:
         """As a comparison takes it.
@@ -97,6 +99,7 @@ class Tuned:
             chosen=chosen,
             reached=self.reached,
             elsewhere=self._elsewhere(profile),
+            at_end=self.at_end,
         )
 
     def check(self, goal: float, target: Target, given: Mapping[str, OptionValue]) -> None:

@@ -150,7 +150,7 @@ class Bench:
             return [digest.figures for digest in digests]
 
         sweep = sweep_static(attempt, self.config.sweep, self.config.run.max_replicas)
-        return sweep, loads[sweep.chosen.value]
+        return replace(sweep, trace=trace.name), loads[sweep.chosen.value]
 
     def counts(self, trace: Trace, what: str, counts: Sequence[int]) -> list[RunDigest]:
         """Runs of static."""
@@ -176,7 +176,8 @@ class Bench:
         tokens = float(trace.output_tokens.sum(dtype=np.int64))
         # A trace of one moment has no rate: a tick stands in, and the grid moves on from there.
         span_s = max(trace.last_arrival_s, self.config.run.tick_s)
-        return sweep_hpa(attempt, self.config.sweep, around=tokens / span_s / start)
+        sweep = sweep_hpa(attempt, self.config.sweep, around=tokens / span_s / start)
+        return replace(sweep, trace=trace.name)
 
     def search(self, trace: Trace, start: int, searchings: Mapping[str, Searching]) -> None:
         """Takes searches to their end, all together, so that no process waits for another's."""
