@@ -103,7 +103,8 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
             )
         if finished.found:
             console.print(
-                f"{finished.found} runs were finished before, {finished.ran} ran now",
+                f"{finished.found} run{' was' if finished.found == 1 else 's were'} finished "
+                f"before, {finished.ran} ran now",
                 highlight=False,
             )
         run = provenance(

@@ -14,7 +14,7 @@ from experiments.job import Job
 from experiments.search import Search, Searching, Space
 from experiments.sweep import SEED, Sweep
 from experiments.tuned import Tuned
-from experiments.workbench import STATIC, STATIC_BEST, Bench, Overrides
+from experiments.workbench import START, STATIC, STATIC_BEST, Bench, Overrides
 from policies import POLICIES, Load, OptionValue
 from tuner.core.trace import Trace
 from tuner.train.digests import trace_digest
@@ -86,7 +86,7 @@ def tune(
     searches: dict[str, Search] = {}
     if rules:
         if load is None:
-            load = bench.counts(train, "tuning", [count])[0].load
+            load = bench.counts(train, START, [count])[0].load
         assert load is not None
         spaces = {name: bench.space(name, spec, load) for name, spec in rules.items()}
         searches = _searched(bench, spaces, train, trace, start, tuned)
@@ -123,7 +123,7 @@ def _static(
     )
     if not asked and (given is not None or start is not None):
         return int(given or start or 1), None, {}, {}
-    sweep, load = bench.static(train, "tuning")
+    sweep, load = bench.static(train, START)
     curve = sweep if train is trace else bench.static(trace, "curve")[0]
     found = {STATIC: curve, STATIC_BEST: replace(sweep, policy=STATIC_BEST)}
     return int(given or sweep.chosen.value), load, found, {STATIC: curve}

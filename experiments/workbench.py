@@ -42,6 +42,10 @@ def rule_target(profile: ServingProfile, run: RunConfig, spec: str) -> Target:
     return Target(knobs, rule_tick_s(run, spec), profile, run.slo)
 
 
+START = "fleet that all start from"
+"""What the runs of static are for that come before the searches, in words."""
+
+
 @dataclass(frozen=True)
 class Bench:
     """What all runs of a comparison share."""

@@ -58,6 +58,8 @@ def test_writes_what_was_found_and_beside_it_the_trials(world, tuned):
     assert set(found["tuned"]["options"]) == {"target", "tolerance", "downscale_stabilization_s"}
     assert found["shipped"]["options"] == {}
     assert len(found["trace"]["sha256"]) == 64
+    assert "every rule starts from its size" in result.stderr
+    assert "done: fleet that all start from: static 2" in result.stderr
     assert sorted(path.name for path in world.iterdir() if "hpa" in path.name) == [
         *("hpa.db", "hpa.yaml")
     ]
@@ -100,6 +102,7 @@ def test_a_comparison_takes_it_in_place_of_a_search(world, tuned):
         (["--policy", "static"], "needs no search"),
         (["--policy", "BUNDLE"], "a learned policy is trained, by `tuner train`, not tuned"),
         (["--policy", ","], "no policy is named"),
+        (["--policy", "hpa,,keda"], "in --policy hpa,keda"),
         (["--policy", "hpa", "--goal", "1.5"], "sweep.goal is 1.5"),
         (["--policy", "hpa", "--storage", "nonsense"], "cannot be used as storage"),
         (["--policy", "hpa", "--set", "hpa.metric=qps"], "give hpa.target too"),
