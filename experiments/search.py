@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from itertools import product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -83,6 +84,13 @@ class Search:
     """Whether the dial's value lies at an end of those that were tried."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of the setting, in words."""
+        searched = POLICIES[self.policy].search(Load(1, 1, 1, 1, 1, 1))
+        notes = [p.note for p in searched if p.note and p.name in self.chosen.options]
+        return (AT_END, *notes) if self.at_end else tuple(notes)
+
+    @property
     def setting(self) -> str:
         """What was taken, in words: `hpa with target 1,580, tolerance 0.05`."""
         given = "with " if self.chosen.options else ""
@@ -93,7 +101,7 @@ class Search:
         """What was chosen and why, in words."""
         reaches = _reaches(self.chosen.figures)
         tried = f"{self.budget} settings tried on {self.trace}"
-        end = f", {AT_END}" if self.at_end else ""
+        end = "".join(f", {remark}" for remark in self.remarks)
         if not self.reached:
             return (
                 f"None of {tried} meets the objectives for {percent(self.goal)} of the requests; "
@@ -144,7 +152,7 @@ class Space:
         entry = POLICIES[policy]
         asked = Options(policy, given)
         entry.build(asked, target)
-        parameters = tuple(p for p in entry.search(load) if p.name not in given)
+        parameters = _beside(policy, entry.search(load), target, given)
         defaults = {}
         for parameter in parameters:
             default = asked.defaults.get(parameter.name)
@@ -211,6 +219,39 @@ class Space:
         except ConfigError:
             return False
         return True
+
+
+def _beside(
+    policy: str,
+    parameters: Sequence[Parameter],
+    target: Target,
+    given: Mapping[str, OptionValue],
+) -> tuple[Parameter, ...]:
+    """The parameters that can stand beside what the user has set: the peak of a schedule cannot
+    beside its scale, whatever its value."""
+    free = [p for p in parameters if p.name not in given]
+    if not given:
+        return tuple(free)
+    shares = (0.0, 0.5, 1.0)
+    values = {p.name: [towards(p.low, p.high, share, p.log) for share in shares] for p in free}
+
+    def builds(names: Sequence[str], chosen: Sequence[float]) -> bool:
+        options = {p.name: v for p, v in zip(free, chosen, strict=True) if p.name in names}
+        whole = {p.name: round(options[p.name]) for p in free if p.whole and p.name in options}
+        try:
+            POLICIES[policy].build(Options(policy, {**options, **whole, **given}), target)
+        except ConfigError:
+            return False
+        return True
+
+    # Alone, or with the others too: a spare below a threshold goes with that threshold alone.
+    every = [p.name for p in free]
+    together = list(product(*values.values()))
+    return tuple(
+        p
+        for p in free
+        if any(builds([p.name], chosen) or builds(every, chosen) for chosen in together)
+    )
 
 
 class Searching:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.readable import setting_text
 from experiments.run import target_knobs
-from policies import POLICIES, Options, Target
+from policies import POLICIES, Options, Target, build_policy
+from policies.schedule import ScheduleRule
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,21 @@ def settings_of(comparison: Comparison, outcome: PolicyOutcome) -> list[Setting]
         for name, value in known.items()
     ]
     return sorted(found, key=lambda setting: (not setting.tuned, not setting.changed))
+
+
+def cut_timetables(comparison: Comparison) -> Iterator[str]:
+    """A sentence for each schedule that asks for more replicas than there may be."""
+    run = comparison.config.run
+    for outcome in comparison.policies:
+        if outcome.policy != "schedule":
+            continue
+        knobs = target_knobs(comparison.profile, max_replicas=run.max_replicas)
+        rule = build_policy("schedule", outcome.options, knobs, tick_s=run.tick_s).rule
+        if isinstance(rule, ScheduleRule) and rule.most > run.max_replicas:
+            yield (
+                f"The timetable of {outcome.name} asks for up to {rule.most} replicas; "
+                f"run.max_replicas allows {run.max_replicas}, and more it never got."
+            )
 
 
 def default_text(setting: Setting) -> str:

@@ -55,6 +55,11 @@ class Sweep:
     """Name of the trace that it was tried on; empty where there is but one."""
 
     @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of the setting, in words."""
+        return (AT_END,) if self.at_end else ()
+
+    @property
     def at_end(self) -> bool:
         """Whether the chosen value lies at an end of what was tried; below one replica there is
         nothing to try."""
@@ -81,7 +86,7 @@ class Sweep:
             f"{figure('gpu_hours', figures.gpu_hours)} GPU hours"
         )
         tried = f"{len(self.points)} tried" + (f" on {self.trace}" if self.trace else "")
-        end = f", {AT_END}" if self.at_end else ""
+        end = "".join(f", {remark}" for remark in self.remarks)
         if self.reached:
             return (
                 f"{self.setting(self.chosen.value)}{end} is the cheapest of {tried} "

@@ -17,7 +17,7 @@ from experiments.ranking import STYLES, how_to_read, ranking
 from experiments.readable import brief, figure, shown_interval
 from experiments.search import Search, options_in_words
 from experiments.summary import METRICS, Figures
-from experiments.sweep import AT_END, BELOW_GOAL, Sweep
+from experiments.sweep import BELOW_GOAL, Sweep
 from experiments.verdict import BOUNDS, notes, verdicts
 
 FEW = 4
@@ -89,7 +89,7 @@ def _tuned(comparison: Comparison) -> Iterator[tuple[str, str]]:
 def _found(setting: str, trials: int, figures: Figures, tried: Sweep | Search) -> str:
     attainment = figure("slo_attainment", figures.slo_attainment)
     missed = "" if tried.reached else f", {BELOW_GOAL}"
-    missed += f"; {AT_END}" if tried.at_end else ""
+    missed += "".join(f"; {remark}" for remark in tried.remarks)
     hours = figure("gpu_hours", figures.gpu_hours)
     return f"{setting} ({trials} trials, {attainment} for {hours} GPU hours{missed})"
 

@@ -19,6 +19,7 @@ from experiments.readable import (
     percent,
     signed_percent,
 )
+from experiments.settings import cut_timetables
 from experiments.statistics import MIN_BLOCKS
 from experiments.workbench import STATIC
 from policies import POLICIES
@@ -188,6 +189,7 @@ def _input_notes(comparison: Comparison) -> Iterator[str]:
         )
     for knob, why in comparison.pinned().items():
         yield f"The knob {knob} is pinned: {why}."
+    yield from cut_timetables(comparison)
     yield from _world_notes(comparison.config.run)
     assumptions = comparison.profile.assumptions()
     if assumptions:

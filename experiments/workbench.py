@@ -113,7 +113,10 @@ class Bench:
     def is_set(self, name: str, spec: str) -> bool:
         """Whether nothing is left to search: the user has set the dial, or there is none."""
         parameters = POLICIES[spec].search(_ANY_LOAD) if spec in POLICIES else ()
-        return not parameters or parameters[0].name in self.options(name)
+        if not parameters or parameters[0].name in self.options(name):
+            return True
+        # Others may contradict what is set, as the peak of a schedule does its scale.
+        return not self.space(name, spec, _ANY_LOAD).parameters
 
     def job(
         self,

@@ -132,6 +132,17 @@ def test_static_is_set_with_hindsight_and_static_best_by_the_training_trace(tmp_
     assert any(note.startswith("static-best was tuned on calm, not") for note in said)
 
 
+def test_a_timetable_that_asks_for_more_than_there_may_be_is_told(tmp_path):
+    given = {"times": "00:00=4,00:10=12", "scale": 1, "lead_s": 0}
+    comparison = toy_compare(
+        tmp_path, {"schedule": "schedule", "static": "static"}, overrides={"schedule": given}
+    )
+    assert comparison.tuning.searches == {}
+    assert dict(comparison["schedule"].options) == given
+    (note,) = (note for note in notes(comparison) if "timetable" in note)
+    assert note.startswith("The timetable of schedule asks for up to 12 replicas; run.max_replicas")
+
+
 def test_nothing_is_said_of_static_where_it_is_not_compared(tmp_path):
     comparison = toy_compare(
         tmp_path, {"hpa": "hpa"}, train_trace=toy.toy_trace(surge=12.0, name="calm")
