@@ -120,7 +120,7 @@ def test_a_parameter_that_contradicts_what_is_given_is_not_searched():
     assert names() == ["peak", "lead_s"]
     assert names(scale=1) == ["lead_s"]
     assert names(scale=1, lead_s=0) == []
-    # Beside the shipped spare of 0.1 no threshold below it can be built, beside a smaller one it can.
+    # No threshold can be built below the shipped spare of 0.1; beside a smaller spare it can.
     low = replace(LOAD, kv_cache_usage=0.002)
     whole = [p.name for p in Space.of("wva-v1", low, TARGET, {}).parameters]
     given = Space.of("wva-v1", low, TARGET, {"apply": "direct"}).parameters
