@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
-from itertools import product
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -227,31 +227,30 @@ def _beside(
     target: Target,
     given: Mapping[str, OptionValue],
 ) -> tuple[Parameter, ...]:
-    """The parameters that can stand beside what the user has set: the peak of a schedule cannot
-    beside its scale, whatever its value."""
-    free = [p for p in parameters if p.name not in given]
+    """The most parameters that can stand together beside what the user has set, the first ones of
+    several: the peak of a schedule cannot beside its scale, whatever its value."""
+    free = tuple(p for p in parameters if p.name not in given)
     if not given:
-        return tuple(free)
-    shares = (0.0, 0.5, 1.0)
-    values = {p.name: [towards(p.low, p.high, share, p.log) for share in shares] for p in free}
+        return free
 
-    def builds(names: Sequence[str], chosen: Sequence[float]) -> bool:
-        options = {p.name: v for p, v in zip(free, chosen, strict=True) if p.name in names}
-        whole = {p.name: round(options[p.name]) for p in free if p.whole and p.name in options}
+    def builds(some: Sequence[Parameter], values: Sequence[float]) -> bool:
+        options = {
+            p.name: round(value) if p.whole else value
+            for p, value in zip(some, values, strict=True)
+        }
         try:
-            POLICIES[policy].build(Options(policy, {**options, **whole, **given}), target)
+            POLICIES[policy].build(Options(policy, {**options, **given}), target)
         except ConfigError:
             return False
         return True
 
-    # Alone, or with the others too: a spare below a threshold goes with that threshold alone.
-    every = [p.name for p in free]
-    together = list(product(*values.values()))
-    return tuple(
-        p
-        for p in free
-        if any(builds([p.name], chosen) or builds(every, chosen) for chosen in together)
-    )
+    # Low, middle and high of each: a spare of a threshold goes with a threshold above it alone.
+    tried = {p: [towards(p.low, p.high, share, p.log) for share in (0.0, 0.5, 1.0)] for p in free}
+    for size in range(len(free), 0, -1):
+        for some in combinations(free, size):
+            if any(builds(some, values) for values in product(*(tried[p] for p in some))):
+                return some
+    return ()
 
 
 class Searching:
