@@ -75,10 +75,8 @@ class Cells:
 
     def __init__(self, folder: Path, option: str = "--cells") -> None:
         self.folder = folder
-        self.ran = 0
-        """Cells done so far."""
-        self.found = 0
-        """Cells that were there already."""
+        self._ran: set[str] = set()
+        self._found: set[str] = set()
         self._used: set[str] = set()
         self._made = [parent for parent in (folder, *folder.parents) if not parent.exists()]
         try:
@@ -91,6 +89,16 @@ class Cells:
                 f"name another folder with {option}"
             ) from error
         self._place = _Place(folder, token)
+
+    @property
+    def ran(self) -> int:
+        """Cells done so far."""
+        return len(self._ran)
+
+    @property
+    def found(self) -> int:
+        """Cells used so far that were there before this began."""
+        return len(self._found)
 
     def run(self, tasks: Sequence[CellTask[K]], jobs: int, watch: Watch = silent) -> list[K]:
         """Results of the tasks in their order; what is kept is read, what is missing is done.
@@ -110,11 +118,12 @@ class Cells:
                 shutil.rmtree(self.folder / name, ignore_errors=True)
                 missing[name] = task
             else:
-                self.found += 1
+                if name not in self._ran:
+                    self._found.add(name)
                 watch(task.label, KEPT)
         keep = [_Keep(task, name, self._place) for name, task in missing.items()]
         for name, files in zip(missing, fan_out(keep, jobs, watch), strict=True):
-            self.ran += 1
+            self._ran.add(name)
             if files is not None:
                 self._place.write(name, files)
         for place, (name, task) in enumerate(zip(names, tasks, strict=True)):

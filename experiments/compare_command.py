@@ -26,13 +26,13 @@ from experiments.report import require_report_extra, write_markdown, write_repor
 from experiments.runner import SimulationRunner
 from experiments.search import require_optuna
 from experiments.tuned import Tuned, read_tuned
+from experiments.workbench import Overrides, rule_target
 from policies import POLICIES
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.core.profile import ServingProfile
 from tuner.data import load_profile
 from tuner.data.startups import StartupName, with_startup
-from tuner.train.digests import profile_digest
 
 
 @dataclass(frozen=True)
@@ -73,11 +73,11 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
     policies = named_policies(request.policies, tuple(POLICIES))
     overrides = split_options(parse_options(request.options), (*policies, "static", "hpa"))
     profile = with_startup(load_profile(request.profile), config.run.startup)
+    tuned = _tuned(request, config, policies, overrides, profile, console)
     trace = read_load(request.trace, request.gaps, console)
     train = None
     if request.train_trace is not None:
         train = read_load(request.train_trace, request.gaps, console)
-    tuned = _tuned(request, policies, profile, console)
     cells = request.cells or request.out.with_name(f"{request.out.name}.cells")
     with (
         _told_where(cells, console),
@@ -106,7 +106,8 @@ def compare_to_folder(request: CompareRequest, *, console: Console) -> Compariso
             )
         if finished.found:
             console.print(
-                f"{finished.found} runs were finished before, {finished.ran} ran now",
+                f"{finished.found} run{' was' if finished.found == 1 else 's were'} finished "
+                f"before, {finished.ran} ran now",
                 highlight=False,
             )
         run = provenance(
@@ -147,21 +148,32 @@ def _told_where(cells: Path, console: Console) -> Iterator[None]:
 
 def _tuned(
     request: CompareRequest,
+    config: CompareConfig,
     policies: Mapping[str, str],
+    given: Overrides,
     profile: ServingProfile,
     console: Console,
 ) -> dict[str, Tuned]:
-    """What `tuner tune` found for the policies, and a line for what does not fit."""
-    found = read_tuned(request.tuned)
-    for name, tuned in found.items():
-        if name not in policies.values():
-            console.print(f"[yellow]warning:[/] {name} was tuned, and is not compared")
-        elif tuned.profile.sha256 != profile_digest(profile):
-            console.print(
-                f"[yellow]warning:[/] {name} was tuned with another profile, "
-                f"{tuned.profile.name}, or another start than is simulated here",
-                soft_wrap=True,
+    """What `tuner tune` found for the policies, and a line for what is not used.
+
+    Raises:
+        ConfigError: a file cannot be used, or does not fit the comparison.
+    """
+    # Whatever is compared, hpa may be the fallback of it.
+    used = {*policies.values(), "hpa"} & POLICIES.keys()
+
+    def check(tuned: Tuned) -> None:
+        if tuned.policy not in POLICIES:
+            raise ConfigError(
+                f"policy '{tuned.policy}' is unknown; known policies: {', '.join(POLICIES)}"
             )
+        if tuned.policy in used:
+            target = rule_target(profile, config.run, tuned.policy)
+            tuned.check(config.sweep.goal, target, given.get(tuned.policy, {}))
+
+    found = read_tuned(request.tuned, check)
+    for name in sorted(found.keys() - set(policies.values())):
+        console.print(f"[yellow]warning:[/] {name} was tuned, and is not compared")
     return found
 
 

@@ -11,6 +11,7 @@ from experiments.config import RunConfig
 from experiments.digest import RunDigest
 from experiments.eligible import BOUNDS, in_hindsight
 from experiments.readable import duration, figure, listed, percent
+from experiments.settings import cut_timetables
 from experiments.statistics import MIN_BLOCKS
 from experiments.workbench import STATIC, STATIC_BEST
 from policies import POLICIES
@@ -75,6 +76,9 @@ def _hindsight_notes(comparison: Comparison) -> Iterator[str]:
             "hindsight: on a load nobody has seen yet a rule does worse."
             + (" --train-trace tunes on another one." if comparison.tuning.hindsight else "")
         )
+    for name, search in comparison.tuning.searches.items():
+        if search.elsewhere:
+            yield f"{name} was tuned {search.elsewhere}: it was tuned for another fleet."
     for outcome in comparison.policies:
         if in_hindsight(comparison, outcome):
             yield (
@@ -261,6 +265,7 @@ def _input_notes(comparison: Comparison) -> Iterator[str]:
         )
     for knob, why in comparison.pinned().items():
         yield f"The knob {knob} is pinned: {why}."
+    yield from cut_timetables(comparison)
     yield from _world_notes(comparison.config.run)
     assumptions = comparison.profile.assumptions()
     if assumptions:

@@ -8,6 +8,25 @@ from policies import OptionValue
 from tuner.core.errors import ConfigError
 
 
+def split_names(text: str, option: str) -> list[str]:
+    """Names between commas; none of an empty text.
+
+    Args:
+        text: what was given.
+        option: of the command line, for the message.
+
+    Raises:
+        ConfigError: there is no name beside a comma.
+    """
+    names = [name.strip() for name in text.split(",")]
+    if any(names) and not all(names):
+        raise ConfigError(
+            f"{option} {text}: there is no name beside one of the commas; expected names with one "
+            f"comma between them, as in {option} {','.join(name for name in names if name)}"
+        )
+    return [name for name in names if name]
+
+
 def parse_options(pairs: Sequence[str]) -> dict[str, OptionValue]:
     """`KEY=VALUE` texts as a mapping; numbers become numbers.
 

@@ -16,13 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.util import find_spec
+from itertools import combinations, product
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.readable import brief, figure, percent
 from experiments.summary import Figures, figures_from, plain
-from experiments.sweep import rounded, towards
+from experiments.sweep import AT_END, BELOW_GOAL, at_end, rounded, towards
 from policies import POLICIES, Load, Options, OptionValue, Parameter, Target
 from tuner.core.errors import ConfigError, InputError
 from tuner.core.trace import Trace
@@ -77,6 +78,17 @@ class Search:
     """With every searched option in it, also where that is the rule as shipped."""
     reached: bool
     """Whether the chosen trial reaches the goal; else it is the one with the best attainment."""
+    elsewhere: str = ""
+    """What else it was tuned with than is compared, in words; empty where with the same."""
+    at_end: bool = False
+    """Whether the dial's value lies at an end of those that were tried."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of the setting, in words."""
+        searched = POLICIES[self.policy].search(Load(1, 1, 1, 1, 1, 1))
+        notes = [p.note for p in searched if p.note and p.name in self.chosen.options]
+        return (AT_END, *notes) if self.at_end else tuple(notes)
 
     @property
     def setting(self) -> str:
@@ -88,13 +100,15 @@ class Search:
     def sentence(self) -> str:
         """What was chosen and why, in words."""
         reaches = _reaches(self.chosen.figures)
+        tried = f"{self.budget} settings tried on {self.trace}"
+        end = "".join(f", {remark}" for remark in self.remarks)
         if not self.reached:
             return (
-                f"None of {self.budget} settings tried meets the objectives for "
-                f"{percent(self.goal)} of the requests; {self.setting} comes closest: {reaches}"
+                f"None of {tried} meets the objectives for {percent(self.goal)} of the requests; "
+                f"{self.setting}{end} comes closest: {reaches}, {BELOW_GOAL}"
             )
         return (
-            f"{self.setting} is the cheapest of {self.budget} settings tried that meets the "
+            f"{self.setting}{end} is the cheapest of {tried} that meets the "
             f"objectives for {percent(self.goal)} of the requests: {reaches}; "
             f"as shipped it reaches {_reaches(self.trials[0].figures)}"
         )
@@ -138,7 +152,7 @@ class Space:
         entry = POLICIES[policy]
         asked = Options(policy, given)
         entry.build(asked, target)
-        parameters = tuple(p for p in entry.search(load) if p.name not in given)
+        parameters = _beside(policy, entry.search(load), target, given)
         defaults = {}
         for parameter in parameters:
             default = asked.defaults.get(parameter.name)
@@ -205,6 +219,38 @@ class Space:
         except ConfigError:
             return False
         return True
+
+
+def _beside(
+    policy: str,
+    parameters: Sequence[Parameter],
+    target: Target,
+    given: Mapping[str, OptionValue],
+) -> tuple[Parameter, ...]:
+    """The most parameters that can stand together beside what the user has set, the first ones of
+    several: the peak of a schedule cannot beside its scale, whatever its value."""
+    free = tuple(p for p in parameters if p.name not in given)
+    if not given:
+        return free
+
+    def builds(some: Sequence[Parameter], values: Sequence[float]) -> bool:
+        options = {
+            p.name: round(value) if p.whole else value
+            for p, value in zip(some, values, strict=True)
+        }
+        try:
+            POLICIES[policy].build(Options(policy, {**options, **given}), target)
+        except ConfigError:
+            return False
+        return True
+
+    # Low, middle and high of each: a spare of a threshold goes with a threshold above it alone.
+    tried = {p: [towards(p.low, p.high, share, p.log) for share in (0.0, 0.5, 1.0)] for p in free}
+    for size in range(len(free), 0, -1):
+        for some in combinations(free, size):
+            if any(builds(some, values) for values in product(*(tried[p] for p in some))):
+                return some
+    return ()
 
 
 class Searching:
@@ -306,7 +352,17 @@ class Searching:
             trials=trials,
             chosen=chosen,
             reached=reached,
+            at_end=self._at_end(trials, chosen),
         )
+
+    def _at_end(self, trials: Sequence[Trial], chosen: Trial) -> bool:
+        """Whether the chosen value of the dial is the least or the greatest that was tried."""
+        name = self.space.dial.name
+        default = self.space.shipped.get(name)
+        values = [trial.options.get(name, default) for trial in trials]
+        value = chosen.options.get(name, default)
+        known = [float(tried) for tried in values if tried is not None]
+        return value is not None and at_end(float(value), known)
 
     def _ask(
         self, space: Space, number: int, start: Mapping[str, float] | None, *, waits: bool

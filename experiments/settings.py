@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from experiments.comparison import Comparison, PolicyOutcome
 from experiments.readable import setting_text
 from experiments.run import target_knobs
 from experiments.workbench import ANY_LOAD
-from policies import POLICIES, Options, Target
+from policies import POLICIES, Options, Target, build_policy
+from policies.schedule import ScheduleRule
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,21 @@ def settings_of(comparison: Comparison, outcome: PolicyOutcome) -> list[Setting]
 def value_text(setting: Setting) -> str:
     """The value with its unit: `1,810 output tokens/s per replica`."""
     return f"{setting_text(setting.value)} {setting.unit}".rstrip()
+
+
+def cut_timetables(comparison: Comparison) -> Iterator[str]:
+    """A sentence for each schedule that asks for more replicas than there may be."""
+    run = comparison.config.run
+    for outcome in comparison.policies:
+        if outcome.policy != "schedule":
+            continue
+        knobs = target_knobs(comparison.profile, max_replicas=run.max_replicas)
+        rule = build_policy("schedule", outcome.options, knobs, tick_s=run.tick_s).rule
+        if isinstance(rule, ScheduleRule) and rule.most > run.max_replicas:
+            yield (
+                f"The timetable of {outcome.name} asks for up to {rule.most} replicas; "
+                f"run.max_replicas allows {run.max_replicas}, and more it never got."
+            )
 
 
 def default_text(setting: Setting) -> str:

@@ -24,6 +24,9 @@ SEED = 0
 """Seed of every point; comparisons start at FIRST_SEED."""
 FIRST_SEED = 1
 
+AT_END = "at the end of the range that was tried"
+BELOW_GOAL = "below the goal"
+
 Try = Callable[[Sequence[float]], Sequence[Figures]]
 """Runs the policy once with each of these values, in this order."""
 
@@ -50,6 +53,21 @@ class Sweep:
     chosen: Point
     reached: bool
     """Whether the chosen point reaches the goal; else it is the one with the best attainment."""
+    trace: str = ""
+    """Name of the trace that it was tried on; empty where there is but one."""
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What to know of the setting, in words."""
+        return (AT_END,) if self.at_end else ()
+
+    @property
+    def at_end(self) -> bool:
+        """Whether the chosen value lies at an end of what was tried; below one replica there is
+        nothing to try."""
+        return at_end(self.chosen.value, [point.value for point in self.points]) and not (
+            self.option == "replicas" and self.chosen.value == 1
+        )
 
     def setting(self, value: float) -> str:
         """A value in words: `static with 12 replicas`, `hpa with target 696 output tokens/s`.
@@ -69,14 +87,16 @@ class Sweep:
             f"{figure('slo_attainment', figures.slo_attainment)} for "
             f"{figure('gpu_hours', figures.gpu_hours)} GPU hours"
         )
+        tried = f"{len(self.points)} tried" + (f" on {self.trace}" if self.trace else "")
+        end = "".join(f", {remark}" for remark in self.remarks)
         if self.reached:
             return (
-                f"{self.setting(self.chosen.value)} is the cheapest of {len(self.points)} tried "
+                f"{self.setting(self.chosen.value)}{end} is the cheapest of {tried} "
                 f"that meets the objectives for {goal} of the requests: {reaches}"
             )
         return (
-            f"None of {len(self.points)} tried meets the objectives for {goal} of the requests; "
-            f"{self.setting(self.chosen.value)} comes closest: {reaches}"
+            f"None of {tried} meets the objectives for {goal} of the requests; "
+            f"{self.setting(self.chosen.value)}{end} comes closest: {reaches}, {BELOW_GOAL}"
         )
 
 
@@ -169,6 +189,11 @@ def curve_values(dial: Parameter, tuned: float) -> list[float]:
             shown = float(round(value)) if dial.whole else rounded(value)
             values.add(min(max(shown, min(end, tuned)), max(end, tuned)))
     return sorted(values)
+
+
+def at_end(chosen: float, tried: Sequence[float]) -> bool:
+    """Whether a value is the least or the greatest of several that were tried."""
+    return min(tried) < max(tried) and chosen in (min(tried), max(tried))
 
 
 def towards(start: float, end: float, share: float, log: bool) -> float:

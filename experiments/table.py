@@ -17,8 +17,9 @@ from experiments.notes import decisive, others
 from experiments.oracles.words import oracle_sentences
 from experiments.ranking import STYLES, how_to_read, ranking
 from experiments.readable import brief, figure, shown_interval
-from experiments.search import options_in_words
+from experiments.search import Search, options_in_words
 from experiments.summary import METRICS, Figures
+from experiments.sweep import BELOW_GOAL, Sweep
 from experiments.verdict import verdicts
 
 FEW = 4
@@ -99,15 +100,16 @@ def _tuned(comparison: Comparison) -> Iterator[tuple[str, str]]:
     """Rule, and its setting with what that took and reached: a line of each that was tuned."""
     for name, sweep in comparison.tuning.sweeps.items():
         setting = f"{sweep.option} {brief(sweep.chosen.value)}"
-        yield name, _found(setting, len(sweep.points), sweep.chosen.figures, sweep.reached)
+        yield name, _found(setting, len(sweep.points), sweep.chosen.figures, sweep)
     for name, search in comparison.tuning.searches.items():
         setting = options_in_words(search.chosen.options)
-        yield name, _found(setting, search.budget, search.chosen.figures, search.reached)
+        yield name, _found(setting, search.budget, search.chosen.figures, search)
 
 
-def _found(setting: str, trials: int, figures: Figures, reached: bool) -> str:
+def _found(setting: str, trials: int, figures: Figures, tried: Sweep | Search) -> str:
     attainment = figure("slo_attainment", figures.slo_attainment)
-    missed = "" if reached else ", below the goal"
+    missed = "" if tried.reached else f", {BELOW_GOAL}"
+    missed += "".join(f"; {remark}" for remark in tried.remarks)
     hours = figure("gpu_hours", figures.gpu_hours)
     return f"{setting} ({trials} trials, {attainment} for {hours} GPU hours{missed})"
 

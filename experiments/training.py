@@ -27,7 +27,7 @@ from experiments.progress import run_progress
 from experiments.run import target_knobs
 from experiments.runner import SimulationRunner
 from experiments.sweep import Sweep
-from experiments.workbench import Bench
+from experiments.workbench import START, Bench
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
 from tuner.core.profile import ServingProfile
@@ -209,7 +209,7 @@ def _found_by_sweep(
             native=False,
         )
         bench.check({"hpa": "hpa"})
-        static, _ = bench.static(trace, "tuning")
+        static, _ = bench.static(trace, START)
         count, most = int(static.chosen.value), file.run.max_replicas
         base = bench.hpa(trace, "tuning", count) if given is None else None
     for sweep in (static, base):

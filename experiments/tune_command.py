@@ -22,7 +22,7 @@ from experiments.runner import SimulationRunner
 from experiments.search import Search, Searching, options_in_words, require_optuna
 from experiments.sweep import SEED
 from experiments.tuned import SCHEMA, Outcome, Source, Tuned, write_tuned
-from experiments.workbench import STATIC, STATIC_BEST, Bench
+from experiments.workbench import START, STATIC, STATIC_BEST, Bench
 from policies import POLICIES, Load
 from tuner.core.errors import ConfigError
 from tuner.core.gaps import GapMode
@@ -63,13 +63,18 @@ def tune_to_files(request: TuneRequest, *, console: Console) -> dict[str, Tuned]
         InputError: an input cannot be used; nothing is written.
     """
     require_optuna()
-    config = _config(request)
     files = _files(request)
+    config = _config(request)
     given = split_options(parse_options(request.options), tuple(files))
     profile = with_startup(load_profile(request.profile), config.run.startup)
     trace = read_load(request.trace, request.gaps, console)
     cells = request.out.with_name(f"{request.out.name}.cells")
     with kept(cells, keep=False, option="--out") as finished, request.executor.started() as jobs:
+        console.print(
+            "first the best fixed fleet: every rule starts from its size, and is searched around "
+            "the load that one of its replicas carries",
+            soft_wrap=True,
+        )
         with run_progress(console) as watch:
             bench = Bench(profile, config, SimulationRunner(), given, finished, jobs, watch)
             bench.check({name: name for name in files})
@@ -96,10 +101,10 @@ def _search(
     """The searches, around what a replica of the best fixed fleet carries."""
     start = bench.config.run.initial_replicas
     if start is None:
-        sweep, load = bench.static(trace, "tuning")
+        sweep, load = bench.static(trace, START)
         start = int(sweep.chosen.value)
     else:
-        load = bench.counts(trace, "tuning", [start])[0].load or Load(1, 1, 1, 1, 1, 1)
+        load = bench.counts(trace, START, [start])[0].load or Load(1, 1, 1, 1, 1, 1)
     request.out.parent.mkdir(parents=True, exist_ok=True)
     searchings = {
         name: Searching(
@@ -148,6 +153,7 @@ def _tuned(name: str, search: Search, seed: int, trace: Trace, profile: ServingP
         shipped=Outcome.of(search.trials[0]),
         trace=Source(trace.name, trace_digest(trace)),
         profile=Source(profile.name, profile_digest(profile)),
+        at_end=search.at_end,
     )
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from math import isclose
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import yaml
 
+from experiments.readable import percent
 from experiments.search import Search, Trial
 from experiments.summary import Figures, figures_from, plain
+from policies import POLICIES, Load, Options, OptionValue, Target
 from tuner.core.errors import ConfigError
+from tuner.core.profile import ServingProfile
 from tuner.data.files import replacing
 from tuner.data.strict import build, parse_yaml, read_text
+from tuner.train.digests import profile_digest
 
 SCHEMA: Literal["tuner.tuned/1"] = "tuner.tuned/1"
 
@@ -72,12 +77,15 @@ class Tuned:
     """The rule as its project ships it."""
     trace: Source
     profile: Source
+    at_end: bool = False
+    """Whether the dial's value lies at an end of those that were tried."""
 
-    def search(self, compared: str) -> Search:
+    def search(self, compared: str, profile: ServingProfile) -> Search:
         """As a comparison takes it.
 
         Args:
             compared: SHA-256 of the trace that is compared.
+            profile: what the comparison simulates.
         """
         shipped, chosen = self.shipped.trial(), self.tuned.trial()
         return Search(
@@ -90,6 +98,56 @@ class Tuned:
             trials=(shipped, chosen),
             chosen=chosen,
             reached=self.reached,
+            elsewhere=self._elsewhere(profile),
+            at_end=self.at_end,
+        )
+
+    def check(self, goal: float, target: Target, given: Mapping[str, OptionValue]) -> None:
+        """Tries what a comparison would do with it, before any run.
+
+        Another goal is refused: the setting would be neither the cheapest that reaches this one,
+        nor one that reaches it. Another profile is not: how a rule fares on a fleet that it was
+        not tuned for can be asked, and `search` says that it was.
+
+        Args:
+            goal: share of requests (0-1) that the comparison wants to meet every objective.
+            target: what the rule will be built for.
+            given: options that the user has set; they win.
+
+        Raises:
+            ConfigError: it is for another goal, or the rule does not take the options.
+        """
+        if not isclose(self.goal, goal):
+            raise ConfigError(
+                f"{self.policy} was tuned for a goal of {percent(self.goal)}, and here the goal is "
+                f"{percent(goal)}; tune it again with --goal {goal:g}, or set sweep.goal to "
+                f"{self.goal:g}"
+            )
+        for name in self.tuned.options:
+            if "." in name:
+                raise ConfigError(
+                    f"tuned.options: '{name}' names its policy; expected the option alone, "
+                    f"'{name.rpartition('.')[2]}'"
+                )
+        entry, options = POLICIES[self.policy], {**self.tuned.options, **given}
+        try:
+            entry.build(Options(self.policy, options), target)
+            asked = Options(self.policy, options)
+            for parameter in entry.search(Load(1, 1, 1, 1, 1, 1)):
+                if parameter.name in options and parameter.log:
+                    asked.above(parameter.name, 1.0)
+                elif parameter.name in options:
+                    asked.number(parameter.name, 0.0)
+        except ConfigError as error:
+            raise ConfigError(f"tuned.options: {error}") from error
+
+    def _elsewhere(self, profile: ServingProfile) -> str:
+        if self.profile.sha256 == profile_digest(profile):
+            return ""
+        if self.profile.name != profile.name:
+            return f"with the profile {self.profile.name}, not with {profile.name}"
+        return (
+            f"with another version of the profile {profile.name}, or another start of its replicas"
         )
 
 
@@ -104,8 +162,14 @@ def write_tuned(tuned: Tuned, path: Path) -> None:
         part.write_text(text, encoding="utf-8")
 
 
-def read_tuned(paths: Sequence[Path]) -> dict[str, Tuned]:
+def read_tuned(
+    paths: Sequence[Path], check: Callable[[Tuned], None] = lambda tuned: None
+) -> dict[str, Tuned]:
     """Policy -> what was found for it, from files and from folders of such files.
+
+    Args:
+        paths: the files and folders.
+        check: raises ConfigError for what cannot be used; it is told with the name of the file.
 
     Raises:
         ConfigError: a file cannot be used, a folder holds none, or two are about one policy.
@@ -121,6 +185,10 @@ def read_tuned(paths: Sequence[Path]) -> dict[str, Tuned]:
                 raise ConfigError(
                     f"{file} is about {tuned.policy}, as another --tuned file is; name one of them"
                 )
+            try:
+                check(tuned)
+            except ConfigError as error:
+                raise ConfigError(f"{file}: {error}") from error
             found[tuned.policy] = tuned
     return found
 

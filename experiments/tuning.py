@@ -8,13 +8,13 @@ searched, all with one budget. Then each rule's curve is drawn on the compared t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from experiments.job import Job
 from experiments.search import Search, Searching, Space
 from experiments.sweep import SEED, Sweep
 from experiments.tuned import Tuned
-from experiments.workbench import STATIC, STATIC_BEST, Bench, Overrides
+from experiments.workbench import START, STATIC, STATIC_BEST, Bench, Overrides
 from policies import POLICIES, Load, OptionValue
 from tuner.core.trace import Trace
 from tuner.train.digests import trace_digest
@@ -29,7 +29,8 @@ class Tuning:
     hindsight: bool
     """Whether that is the very trace they are compared on."""
     sweeps: Mapping[str, Sweep]
-    """Policy -> its sweep there, where one option was tried over its range: static's count."""
+    """Policy that is compared -> its sweep, where one option was tried over its range: the count of
+    static, on the compared trace, and of static-best, on this one."""
     curves: Mapping[str, Sweep]
     """Policy -> its dial on the compared trace, everything else as tuned: what cost buys there,
     with hindsight."""
@@ -66,13 +67,16 @@ def tune(
     """
     tuned = tuned or {}
     train = trace if train_trace is None else train_trace
-    count, load, sweeps, curves = _static(bench, policies, trace, train)
+    count, load, counted, curves = _static(bench, policies, trace, train)
     start = bench.config.run.initial_replicas or count
     found: dict[str, dict[str, OptionValue]] = {}
-    if "static" in sweeps:
-        found[STATIC] = {"replicas": int(curves["static"].chosen.value)}
-        found[STATIC_BEST] = {"replicas": int(sweeps["static"].chosen.value)}
-
+    for name, sweep in counted.items():
+        found[name] = {"replicas": int(sweep.chosen.value)}
+    sweeps = {
+        name: sweep
+        for name, sweep in counted.items()
+        if name in policies.values() and "replicas" not in bench.options(name)
+    }
     rules = _to_tune(bench, policies)
     if "hpa" in rules and bench.config.sweep.hpa_targets and "hpa" not in tuned:
         sweeps["hpa"] = bench.hpa(train, "tuning", start)
@@ -82,7 +86,7 @@ def tune(
     searches: dict[str, Search] = {}
     if rules:
         if load is None:
-            load = bench.counts(train, "tuning", [count])[0].load
+            load = bench.counts(train, START, [count])[0].load
         assert load is not None
         spaces = {name: bench.space(name, spec, load) for name, spec in rules.items()}
         searches = _searched(bench, spaces, train, trace, start, tuned)
@@ -106,7 +110,10 @@ def tune(
 def _static(
     bench: Bench, policies: Mapping[str, str], trace: Trace, train: Trace
 ) -> tuple[int, Load | None, dict[str, Sweep], dict[str, Sweep]]:
-    """The count to start with, and if that takes a sweep: load, sweeps and curves."""
+    """The count to start with, and if that takes a sweep: load, sweeps and curves.
+
+    Static has the best count of the compared trace, static-best that of the training trace.
+    """
     given = bench.options(STATIC).get("replicas")
     start = bench.config.run.initial_replicas
     asked = any(
@@ -116,9 +123,10 @@ def _static(
     )
     if not asked and (given is not None or start is not None):
         return int(given or start or 1), None, {}, {}
-    sweep, load = bench.static(train, "tuning")
+    sweep, load = bench.static(train, START)
     curve = sweep if train is trace else bench.static(trace, "frontier")[0]
-    return int(given or sweep.chosen.value), load, {STATIC: sweep}, {STATIC: curve}
+    found = {STATIC: curve, STATIC_BEST: replace(sweep, policy=STATIC_BEST)}
+    return int(given or sweep.chosen.value), load, found, {STATIC: curve}
 
 
 def _to_tune(bench: Bench, policies: Mapping[str, str]) -> dict[str, str]:
@@ -154,7 +162,7 @@ def _searched(
     bench.search(train, start, searchings)
     compared = trace_digest(trace)
     return {
-        name: tuned[name].search(compared)
+        name: tuned[name].search(compared, bench.profile)
         if name in tuned
         else searchings[name].result(train, hindsight=train is trace)
         for name in spaces

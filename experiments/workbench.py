@@ -9,7 +9,7 @@ from difflib import get_close_matches
 import numpy as np
 
 from experiments.cells import Cells
-from experiments.config import CompareConfig
+from experiments.config import CompareConfig, RunConfig
 from experiments.digest import RunDigest
 from experiments.fanout import Watch
 from experiments.job import Job, Runner, RunTask
@@ -31,8 +31,21 @@ STATIC_BEST = "static-best"
 """Holds the count that is best on the training trace: what its owner would have bought."""
 ANY_LOAD = Load(1.0, 1.0, 1.0, 1.0, 1.0, 1.0)
 """For what does not depend on the load: which parameters a rule has, and their units."""
-"""For what does not depend on the load: which parameters a rule has, and their units."""
-"""For what does not depend on the load: which parameters a rule has, and their units."""
+
+
+def rule_tick_s(run: RunConfig, spec: str) -> float:
+    """Seconds between two looks of a rule: its own, or everybody's where it has none."""
+    return POLICIES[spec].tick_s or run.tick_s
+
+
+def rule_target(profile: ServingProfile, run: RunConfig, spec: str) -> Target:
+    """What a rule is built for in a comparison."""
+    knobs = target_knobs(profile, max_replicas=run.max_replicas)
+    return Target(knobs, rule_tick_s(run, spec), profile, run.slo)
+
+
+START = "fleet that all start from"
+"""What the runs of static are for that come before the searches, in words."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +115,10 @@ class Bench:
     def is_set(self, name: str, spec: str) -> bool:
         """Whether nothing is left to search: the user has set the dial, or there is none."""
         parameters = POLICIES[spec].search(ANY_LOAD) if spec in POLICIES else ()
-        return not parameters or parameters[0].name in self.options(name)
+        if not parameters or parameters[0].name in self.options(name):
+            return True
+        # Others may contradict what is set, as the peak of a schedule does its scale.
+        return not self.space(name, spec, ANY_LOAD).parameters
 
     def job(
         self,
@@ -126,13 +142,11 @@ class Bench:
 
     def tick_s(self, spec: str) -> float:
         """Seconds between two looks of a rule: its own, or everybody's where it has none."""
-        return POLICIES[spec].tick_s or self.config.run.tick_s
+        return rule_tick_s(self.config.run, spec)
 
     def space(self, name: str, spec: str, load: Load) -> Space:
         """What can be searched of a rule around a load."""
-        run = self.config.run
-        knobs = target_knobs(self.profile, max_replicas=run.max_replicas)
-        target = Target(knobs, self.tick_s(spec), self.profile, run.slo)
+        target = rule_target(self.profile, self.config.run, spec)
         return Space.of(spec, load, target, self.options(name))
 
     def static(self, trace: Trace, what: str) -> tuple[Sweep, Load]:
@@ -145,7 +159,7 @@ class Bench:
             return [digest.figures for digest in digests]
 
         sweep = sweep_static(attempt, self.config.sweep, self.config.run.max_replicas)
-        return sweep, loads[sweep.chosen.value]
+        return replace(sweep, trace=trace.name), loads[sweep.chosen.value]
 
     def counts(self, trace: Trace, what: str, counts: Sequence[int]) -> list[RunDigest]:
         """Runs of static."""
@@ -173,7 +187,8 @@ class Bench:
         tokens = float(trace.output_tokens.sum(dtype=np.int64))
         # A trace of one moment has no rate: a tick stands in, and the grid moves on from there.
         span_s = max(trace.last_arrival_s, self.config.run.tick_s)
-        return sweep_hpa(attempt, self.config.sweep, around=tokens / span_s / start)
+        sweep = sweep_hpa(attempt, self.config.sweep, around=tokens / span_s / start)
+        return replace(sweep, trace=trace.name)
 
     def search(self, trace: Trace, start: int, searchings: Mapping[str, Searching]) -> None:
         """Takes searches to their end, all together, so that no process waits for another's."""
@@ -229,6 +244,7 @@ class Bench:
                 goal,
             )
             for name, tried in values.items()
+            if tried
         }
 
     def digests(self, trace: Trace, jobs: Sequence[Job], labels: Sequence[str]) -> list[RunDigest]:

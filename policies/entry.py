@@ -71,6 +71,8 @@ class Parameter:
     log: bool = False
     """Whether a ratio, not a difference, is what counts; low > 0 then."""
     whole: bool = False
+    note: str = ""
+    """What searching it does to what a user has given, in words."""
 
 
 Search = Callable[[Load], tuple[Parameter, ...]]

@@ -42,6 +42,11 @@ class ScheduleRule:
     """Clock time of second 0, s since midnight."""
 
     @property
+    def most(self) -> int:
+        """The largest count that it asks for, whatever is allowed."""
+        return int(np.ceil(np.round(max(self.timetable.counts) * self.scale, FLOAT_DIGITS)))
+
+    @property
     def memory_size(self) -> int:
         return 0
 
@@ -139,7 +144,8 @@ def _timetable(options: Options, period_s: float) -> Timetable:
     if bool(times) == bool(file):
         found = "times and file are both given" if times else "there is no timetable"
         raise ConfigError(
-            f"schedule: {found}; give times, such as 08:00=12,20:00=6, or the file of one"
+            f"schedule: {found}; give times, as in --set schedule.times=08:00=12,20:00=6, or the "
+            "file of one"
         )
     try:
         return parse_timetable(times, period_s) if times else read_timetable(Path(file), period_s)
@@ -149,8 +155,10 @@ def _timetable(options: Options, period_s: float) -> Timetable:
 
 def search(load: Load) -> tuple[Parameter, ...]:
     """Replicas at the timetable's largest count, and how far ahead of time they are asked for."""
+    kept = "only the shape of its timetable is kept, schedule.scale=1 keeps the counts"
+    peak = Parameter("peak", load.replicas / 2, 3 * load.replicas, "replicas", log=True, note=kept)
     return (
-        Parameter("peak", load.replicas / 2, 3 * load.replicas, "replicas", log=True),
+        peak,
         Parameter("lead_s", 0.0, 1800.0, "s"),
     )
 

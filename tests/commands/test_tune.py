@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from tests.policies import bundles
 from tuner.cli import app
+from tuner.core.errors import ConfigError
 from tuner.core.trace import Trace
 from tuner.data import write_trace
 
@@ -57,6 +58,8 @@ def test_writes_what_was_found_and_beside_it_the_trials(world, tuned):
     assert set(found["tuned"]["options"]) == {"target", "tolerance", "downscale_stabilization_s"}
     assert found["shipped"]["options"] == {}
     assert len(found["trace"]["sha256"]) == 64
+    assert "every rule starts from its size" in result.stderr
+    assert "done: fleet that all start from: static 2" in result.stderr
     assert sorted(path.name for path in world.iterdir() if "hpa" in path.name) == [
         *("hpa.db", "hpa.yaml")
     ]
@@ -99,6 +102,7 @@ def test_a_comparison_takes_it_in_place_of_a_search(world, tuned):
         (["--policy", "static"], "needs no search"),
         (["--policy", "BUNDLE"], "a learned policy is trained, by `tuner train`, not tuned"),
         (["--policy", ","], "no policy is named"),
+        (["--policy", "hpa,,keda"], "in --policy hpa,keda"),
         (["--policy", "hpa", "--goal", "1.5"], "sweep.goal is 1.5"),
         (["--policy", "hpa", "--storage", "nonsense"], "cannot be used as storage"),
         (["--policy", "hpa", "--set", "hpa.metric=qps"], "give hpa.target too"),
@@ -127,3 +131,63 @@ def test_files_that_are_no_tuning_are_refused(world, tmp_path):
             "compare", world, "--policies", "hpa", "--tuned", path, "--out", tmp_path / "o"
         )
         assert words in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        ({"target": -5}, "tuned.options: hpa: the target of 'output_tokens_per_s' is -5"),
+        ({"target": "fast"}, "tuned.options: hpa: target is 'fast'; expected a number"),
+        ({"targit": 5}, "tuned.options: hpa: unknown option 'targit'; did you mean 'target'?"),
+        ({"hpa.target": 5}, "expected the option alone, 'target'"),
+        ({"tolerance": -1}, "tolerance is -1"),
+    ],
+)
+def test_an_edited_file_is_tried_before_any_run(world, tuned, tmp_path, edit, words):
+    file = tmp_path / "edited.yaml"
+    content = yaml.safe_load(tuned[0].read_text())
+    content["tuned"]["options"].update(edit)
+    file.write_text(yaml.safe_dump(content))
+    refused(world, tmp_path, file, words)
+
+
+def test_a_file_for_another_goal_or_of_an_unknown_rule_is_refused(world, tuned, tmp_path):
+    content = yaml.safe_load(tuned[0].read_text())
+    for changed, words in (
+        ({"goal": 0.5}, "hpa was tuned for a goal of 50.0 %, and here the goal is 99.0 %"),
+        ({"policy": "hap"}, "policy 'hap' is unknown"),
+    ):
+        file = tmp_path / "edited.yaml"
+        file.write_text(yaml.safe_dump({**content, **changed}))
+        refused(world, tmp_path, file, words)
+
+
+def test_an_option_that_is_given_must_go_with_the_file(world, tuned, tmp_path):
+    given = ("--set", "hpa.target_type=Total")
+    refused(world, tmp_path, tuned[0], "target_type is 'Total'", *given)
+
+
+def refused(world, tmp_path, file, words, *more):
+    result = call(
+        *("compare", world, "--policies", "hpa", "--tuned", file, "--out", tmp_path / "o", *more)
+    )
+    assert isinstance(result.exception, ConfigError), result.output
+    assert f"{file}: " in str(result.exception)
+    assert words in str(result.exception)
+    assert "done:" not in result.stderr, "nothing has run"
+
+
+def test_a_file_of_another_profile_is_a_note_of_the_comparison(world, tuned, tmp_path):
+    content = yaml.safe_load(tuned[0].read_text())
+    content["profile"] = {"name": "small-gpus", "sha256": "0" * 64}
+    file = tmp_path / "edited.yaml"
+    file.write_text(yaml.safe_dump(content))
+    result = call(
+        *("compare", world, "--policies", "hpa", "--seeds", 1, "--no-oracle", "--tuned", file),
+        *("--out", tmp_path / "o"),
+    )
+    assert result.exit_code == 0, result.output
+    said = "hpa was tuned with the profile small-gpus, not with reference-affine"
+    assert said in " ".join(result.stdout.split())
+    assert said in (tmp_path / "o" / "report.html").read_text()
+    assert said in (tmp_path / "o" / "report.md").read_text()

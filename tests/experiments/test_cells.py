@@ -68,6 +68,8 @@ def test_what_is_finished_is_read_and_what_is_missing_is_done(tmp_path, jobs):
     assert [task.times() for task in tasks] == [1, 1, 1, 1]
     assert (cells.found, cells.ran) == (2, 2)
     assert {label for label, share in seen if share >= 1} == {t.label for t in tasks}
+    cells.run(tasks, jobs)
+    assert (cells.found, cells.ran) == (2, 2), "only what was there at the start was found"
     assert {label for label, share in seen if share == 0} == {"square 2", "square 3"}
 
 

@@ -13,6 +13,7 @@ from experiments.fanout import silent
 from experiments.runner import SimulationRunner
 from experiments.summary import METRICS
 from experiments.tuned import Outcome, Source, Tuned, read_tuned, write_tuned
+from experiments.verdict import notes
 from experiments.workbench import Bench
 from policies import POLICIES
 from tests.experiments import toy
@@ -122,6 +123,34 @@ def test_static_is_set_with_hindsight_and_static_best_by_the_training_trace(tmp_
     assert comparison["static-best"].options == {"replicas": 2}
     assert comparison["static"].options == {"replicas": 3}
     assert comparison.tuning.initial_replicas == 2
+    # 120 tokens/s in the one, 300 in the other: each place says which count is from where.
+    found = {
+        name: (s.policy, s.chosen.value, s.trace) for name, s in comparison.tuning.sweeps.items()
+    }
+    assert found == {"static": ("static", 3, "toy-load"), "static-best": ("static-best", 2, "calm")}
+    said = notes(comparison)
+    assert any(note.startswith("static was tuned on the very load") for note in said)
+    assert any(note.startswith("static-best was tuned on calm, not") for note in said)
+
+
+def test_a_timetable_that_asks_for_more_than_there_may_be_is_told(tmp_path):
+    given = {"times": "00:00=4,00:10=12", "scale": 1, "lead_s": 0}
+    comparison = toy_compare(
+        tmp_path, {"schedule": "schedule", "static": "static"}, overrides={"schedule": given}
+    )
+    assert comparison.tuning.searches == {}
+    assert dict(comparison["schedule"].options) == given
+    (note,) = (note for note in notes(comparison) if "timetable" in note)
+    assert note.startswith("The timetable of schedule asks for up to 12 replicas; run.max_replicas")
+
+
+def test_nothing_is_said_of_static_where_it_is_not_compared(tmp_path):
+    comparison = toy_compare(
+        tmp_path, {"hpa": "hpa"}, train_trace=toy.toy_trace(surge=12.0, name="calm")
+    )
+    assert comparison.tuning.sweeps == {}
+    assert comparison.tuning.initial_replicas == 2
+    assert not any("static" in note for note in notes(comparison))
 
 
 def test_a_setting_that_is_given_is_not_searched_and_the_others_are(tmp_path):
@@ -303,11 +332,12 @@ def test_rules_tuned_on_another_trace_keep_its_settings_and_show_the_curve_here(
     comparison = toy_compare(tmp_path, train_trace=calm)
     assert not comparison.tuning.hindsight
     assert comparison.tuning.trace == "calm"
-    assert comparison.tuning.sweeps["static"].chosen.value == 2  # for 120 tokens/s, not for 300
     assert comparison.tuning.initial_replicas == 2
     assert comparison.tuning.searches["hpa"].trace == "calm"
     assert not comparison.tuning.searches["hpa"].hindsight
     assert comparison["static"].options == {"replicas": 3}, "the best fixed count in hindsight"
+    assert comparison.tuning.sweeps["static"].sentence.startswith("static with 3 replicas")
+    assert "tried on toy-load that" in comparison.tuning.sweeps["static"].sentence
     assert comparison.tuning.curves["static"].chosen.value == 3
 
 

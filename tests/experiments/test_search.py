@@ -95,7 +95,45 @@ def test_a_goal_that_nothing_reaches_gives_the_best_attainment_and_says_so():
     assert not found.reached
     best = max(trial.figures.slo_attainment for trial in found.trials)
     assert found.chosen.figures.slo_attainment == best
-    assert found.sentence.startswith("None of 24 settings tried meets the objectives for 99.0 %")
+    assert found.sentence.startswith("None of 24 settings tried on toy-load meets")
+    assert ", below the goal" in found.sentence
+
+
+def test_a_setting_at_the_end_of_what_was_tried_says_so():
+    search = searching(trials=8)
+    runs(search, highest(1e9))
+    found = search.result(TRACE, hindsight=True)
+    assert found.at_end
+    assert "at the end of the range that was tried" in found.sentence
+    search = searching()
+    runs(search, highest(2000.0))
+    found = search.result(TRACE, hindsight=True)
+    assert not found.at_end
+    assert "range that was tried" not in found.sentence
+
+
+def test_a_parameter_that_contradicts_what_is_given_is_not_searched():
+    def names(**given):
+        table = {"times": "00:00=4,08:00=9", **given}
+        return [p.name for p in Space.of("schedule", LOAD, TARGET, table).parameters]
+
+    assert names() == ["peak", "lead_s"]
+    assert names(scale=1) == ["lead_s"]
+    assert names(scale=1, lead_s=0) == []
+    # The shipped spare of 0.1 is above every threshold here, a smaller one is not: of wva-v1 only
+    # the tolerance of an HPA that is not there goes.
+    low = replace(LOAD, kv_cache_usage=0.002)
+    whole = [p.name for p in Space.of("wva-v1", low, TARGET, {}).parameters]
+    given = Space.of("wva-v1", low, TARGET, {"apply": "direct"}).parameters
+    assert [p.name for p in given] == [name for name in whole if name != "tolerance"]
+
+
+def test_of_a_timetable_only_the_shape_is_kept_and_that_is_said():
+    given = {"times": "00:00=4,08:00=9"}
+    search = Searching(Space.of("schedule", LOAD, TARGET, given), trials=2, goal=0.99, seed=0)
+    runs(search, lambda options: figures(1.0, float(options.get("peak", 9.0))))
+    sentence = search.result(TRACE, hindsight=True).sentence
+    assert "only the shape of its timetable is kept, schedule.scale=1 keeps the counts" in sentence
 
 
 def test_a_setting_that_a_rule_refuses_is_not_walked_to(monkeypatch):

@@ -78,7 +78,7 @@ def test_the_day_that_deepseek_published_fits_a_fleet_of_12():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({}, "schedule: there is no timetable; give times, such as 08:00=12,20:00=6, or the file"),
+        ({}, "schedule: there is no timetable; give times, as in --set schedule.times=08:00=12,20:00=6, or the "),
         ({**TIMES, "file": "t.csv"}, "schedule: times and file are both given"),
         ({**TIMES, "scale": 1, "peak": 3}, "schedule: scale and peak are both given"),
         ({**TIMES, "scale": 0}, "schedule: scale is 0; expected above 0"),

@@ -104,6 +104,9 @@ def command(
     every policy runs with every seed. Rules run at their own period, and under
     the bounds of the knobs alone. The numbers do not depend on --jobs.
 
+    Of a schedule's timetable only the shape is kept: its peak and its lead are
+    searched. --set schedule.scale=1 keeps the counts.
+
     Killed on its way, the same command goes on: finished runs are kept.
 
     Writes DIR/report.html, DIR/report.md, DIR/summary.json,
@@ -127,12 +130,13 @@ def command(
     from experiments.compare_command import CompareRequest, compare_to_folder
     from experiments.comparison_summary import comparison_summary
     from experiments.executors import Executor
+    from experiments.options import split_names
     from experiments.table import print_comparison
 
     request = CompareRequest(
         trace=trace,
         profile=profile,
-        policies=[name.strip() for name in policies.split(",") if name.strip()],
+        policies=split_names(policies, "--policies"),
         out=out,
         options=set_ or [],
         config=config,

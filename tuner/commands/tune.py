@@ -66,8 +66,12 @@ def command(
 
     Every rule has the same budget of trials. `tuner compare --tuned` takes the
     files in place of searches of its own. The same command again goes on where
-    it was stopped, and with more --trials it adds to what is there. A learned
-    policy is trained instead, by `tuner train`.
+    it was stopped, and with more --trials it adds to what is there.
+
+    First the best fixed fleet is found: every rule starts from its size, and is
+    searched around the load that one of its replicas carries. So static and
+    static-best are not tuned here: `tuner compare` finds their counts by itself.
+    A learned policy is trained instead, by `tuner train`.
 
     Examples:
 
@@ -81,12 +85,13 @@ def command(
       --profile my-fleet.yaml --policies static,hpa --tuned tuned --out runs/monday
     """
     from experiments.executors import Executor
+    from experiments.options import split_names
     from experiments.tune_command import TuneRequest, print_tuned, tune_to_files
 
     request = TuneRequest(
         trace=trace,
         profile=profile,
-        policies=[name.strip() for name in policy.split(",") if name.strip()],
+        policies=split_names(policy, "--policy"),
         out=out,
         options=set_ or [],
         config=config,
