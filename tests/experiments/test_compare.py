@@ -10,10 +10,10 @@ from experiments.comparison_summary import comparison_summary
 from experiments.config import CompareConfig, RunConfig, StatisticsConfig, SweepConfig
 from experiments.equal_attainment import equal_costs
 from experiments.fanout import silent
+from experiments.notes import notes
 from experiments.runner import SimulationRunner
 from experiments.summary import METRICS
 from experiments.tuned import Outcome, Source, Tuned, read_tuned, write_tuned
-from experiments.verdict import notes
 from experiments.workbench import Bench
 from policies import POLICIES
 from tests.experiments import toy
