@@ -98,7 +98,7 @@ def test_verdict_interval_settings_and_notes_are_shown(shown):
     flat = " ".join(shown.split())
     for words in (
         "is the best of 4: it serves",
-        "deepseek-r1-1.0.0 costs less and serves worse than hpa",
+        "both miss: deepseek-r1-1.0.0 and hpa both miss the goal of 99.0 %: ",
         "mean over 3 seeds, 95 % interval below",
         "static: replicas 3 (",
         "note: static and hpa were tuned on the very load",
