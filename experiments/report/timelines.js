@@ -6,7 +6,7 @@ const BETWEEN = 40; // pixels; the title of the lower panel stands there
 const TOP = 24;
 const BOTTOM = 50;
 
-const PAGE = 740; // most pixels that a printed page has room for below the heading
+const PAGE = 640; // most pixels that a printed page, Letter as well as A4, has below heading and boxes
 
 function stacked(plot, shown) {
   let panels = plot.panels

@@ -263,10 +263,11 @@ def test_reports_all_mistakes_at_once() -> None:
     ("name", "sentence"),
     [
         ("deepseek-r1-8xh200-sglan", "did you mean 'deepseek-r1-8xh200-sglang'?"),
+        ("deepseek-r1", "did you mean 'deepseek-r1-8xh200-sglang'"),
         ("nothing-like-it", "is not built in (built in: deepseek-r1-8xh200-sglang"),
         ("none.yaml", "none.yaml does not exist"),
     ],
-    ids=["misspelt name", "unknown name", "missing file"],
+    ids=["misspelt name", "name begun", "unknown name", "missing file"],
 )
 def test_says_which_profiles_there_are(name: str, sentence: str) -> None:
     with pytest.raises(ProfileError) as caught:

@@ -142,7 +142,7 @@ def test_a_baseline_that_nobody_beats_is_told_so():
 def test_where_nobody_reaches_the_goal_the_closest_is_named():
     found = lead(comparison(base=[(0.9, 100.0)] * 3, keda=WORSE))
     assert found.sentence.startswith(
-        "None of 2 reaches the goal of 99.0 %; keda comes closest with 95.00 %"
+        "Neither reaches the goal of 99.0 %; keda comes closest with 95.00 %"
     )
 
 

@@ -125,6 +125,11 @@ def test_a_folder_that_cannot_be_is_told(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="name another folder with --cells"):
         Cells(tmp_path / "file" / "cells")
+    with (
+        pytest.raises(InputError, match="name another folder with --out"),
+        kept(tmp_path / "file" / "out.cells", keep=False, option="--out"),
+    ):
+        pass
 
 
 TASK = RunTask(

@@ -81,6 +81,19 @@ def test_a_policy_that_asked_for_nothing_is_told_so_in_its_own_words():
     assert loss.decisions == (("2:00:15", "no change (policy): steady"),)
 
 
+def test_the_decision_behind_those_that_started_is_quoted():
+    rows = hours()
+    change(rows, 3600, 4200, missed=1, starting_replicas=30.0, wanted_replicas=9.0)
+    change(rows, 4000, 4200, wanted_replicas=38.0)
+    for row in rows:
+        if 3600 < row["at_s"] <= 4200:
+            row["sentence"] = f"replicas to {row['wanted_replicas']:.0f} (policy)"
+    loss = found(rows)
+    assert "30 starting" in loss.why
+    assert any("replicas to 38" in sentence for _, sentence in loss.decisions)
+    assert len(loss.decisions) <= 3
+
+
 def test_replicas_given_up_before_are_named():
     rows = hours()
     change(rows, 0, 3300, ready_replicas=12.0)

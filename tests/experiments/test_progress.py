@@ -117,7 +117,7 @@ def test_what_was_kept_says_so_and_does_not_shorten_the_estimate(board, clock):
     board("hpa, seed 3", 1.0, 0.99, 1.0)
     assert row(board, "hpa") == ["hpa", "kept", "kept", "done"]
     # One of the four that run took 37 s: the other three take 111, two digits of it.
-    assert "3 of 6 runs done, 2 of them before, about 1.8 min left" in shown(board)
+    assert "3 of 6 runs done, 2 of them before, about 1.9 min left" in shown(board)
 
 
 def test_a_log_tells_what_was_kept():

@@ -93,7 +93,7 @@ def test_a_grid_in_words_and_tables():
     findings = findings_of(cases)
     # static: 1.5 and 1.2 times hpa's hours, two seeds each; the middle half of four is both means
     assert findings.cost["static"].iqm == pytest.approx(1.35)
-    assert "static is the cheapest of the 1 policies" in verdict(findings)
+    assert "static is the only policy that keeps" in verdict(findings)
     rows, overall, *_ = tables(findings)
     assert rows.rows[1] == ["wild", "95.00 % * / 10.00", "99.20 % / 12.00"]
     by_policy = {row[0]: row for row in overall.rows}
