@@ -101,7 +101,7 @@ class Search:
         """What was chosen and why, in words."""
         reaches = _reaches(self.chosen.figures)
         tried = f"{self.budget} settings tried on {self.trace}"
-        end = "".join(f", {remark}" for remark in self.remarks)
+        end = f" ({'; '.join(self.remarks)})" if self.remarks else ""
         if not self.reached:
             return (
                 f"None of {tried} meets the objectives for {percent(self.goal)} of the requests; "

@@ -88,7 +88,7 @@ class Sweep:
             f"{figure('gpu_hours', figures.gpu_hours)} GPU hours"
         )
         tried = f"{len(self.points)} tried" + (f" on {self.trace}" if self.trace else "")
-        end = "".join(f", {remark}" for remark in self.remarks)
+        end = f" ({'; '.join(self.remarks)})" if self.remarks else ""
         if self.reached:
             return (
                 f"{self.setting(self.chosen.value)}{end} is the cheapest of {tried} "

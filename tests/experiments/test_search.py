@@ -131,7 +131,7 @@ def test_a_parameter_that_contradicts_what_is_given_is_not_searched():
 def test_of_a_timetable_only_the_shape_is_kept_and_that_is_said():
     given = {"times": "00:00=4,08:00=9"}
     search = Searching(Space.of("schedule", LOAD, TARGET, given), trials=2, goal=0.99, seed=0)
-    runs(search, lambda options: figures(1.0, float(options.get("peak", 9.0))))
+    runs(search, lambda options: figures(1.0, float(options.get("peak", 99.0))))
     sentence = search.result(TRACE, hindsight=True).sentence
     assert "only the shape of its timetable is kept, schedule.scale=1 keeps the counts" in sentence
 
