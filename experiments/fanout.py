@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,8 +118,9 @@ def _leave_with(parent: int) -> None:
     worker that waits for its next task would wait for ever."""
 
     def watch() -> None:
+        never = threading.Event()
         while os.getppid() == parent:
-            time.sleep(ORPHAN_S)
+            never.wait(ORPHAN_S)
         os._exit(EXIT_ORPHANED)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -59,7 +59,7 @@ def test_writes_what_was_found_and_beside_it_the_trials(world, tuned):
     assert found["shipped"]["options"] == {}
     assert len(found["trace"]["sha256"]) == 64
     assert "every rule starts from its size" in result.stderr
-    assert "done: fleet that all start from: static 2" in result.stderr
+    assert "done: fleet that all start from: static with replicas 2" in result.stderr
     assert sorted(path.name for path in world.iterdir() if "hpa" in path.name) == [
         *("hpa.db", "hpa.yaml")
     ]

@@ -42,6 +42,7 @@ def report(tmp_path_factory):
         trace=folder / "load.parquet",
         profile="deepseek-r1-8xh200-sglang",
         policies=("static", "hpa", "keda"),
+        options=("keda.threshold=1",),
         out=folder / "out",
         config=folder / "compare.yaml",
         executor=Executor(jobs=1),
@@ -109,7 +110,7 @@ def test_a_box_hides_and_shows_its_policy(opened):
 
 
 def test_replica_plots_have_one_scale_which_follows_those_shown(opened):
-    """hpa starts with up to 8 replicas where static holds 2."""
+    """keda with one request per replica starts several where static holds one."""
     panels = "plots.timelines.panels.filter((panel) => panel.most !== null)"
     most = opened.value(
         f"Object.fromEntries({panels}.map((panel) => [panel.traces[0].meta, panel.most]))"
