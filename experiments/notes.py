@@ -210,8 +210,8 @@ def _whose_count(comparison: Comparison) -> str:
     tuning = comparison.tuning
     if comparison.config.run.initial_replicas is not None:
         return "which run.initial_replicas gives"
-    sweep = tuning.sweeps.get(STATIC)
-    if sweep is None or sweep.chosen.value != tuning.initial_replicas:
+    held = any(outcome.policy == STATIC for outcome in comparison.policies)
+    if held and STATIC not in tuning.sweeps:
         return "which were given for static"
     if tuning.hindsight:
         return "which were chosen with hindsight: the fixed fleet that is best on this very load"

@@ -80,10 +80,6 @@ STATIC = Sweep("static", "replicas", "replicas", 0.99, CURVE, CURVE[3], True)
             "the 200 replicas that everybody starts with, which are the fixed fleet that is best "
             "on toy-load.",
         ),
-        (
-            {"hindsight": False, "sweeps": {"static": STATIC}, "initial_replicas": 7},
-            "the 7 replicas that everybody starts with, which were given for static.",
-        ),
     ],
 )
 def test_who_never_moved_is_told_and_whose_count_it_kept(changed, whose):
@@ -93,6 +89,15 @@ def test_who_never_moved_is_told_and_whose_count_it_kept(changed, whose):
     assert note == (
         f"mine never changed a replica while the load lasted: its figures are those of {whose}"
     )
+
+
+def test_a_count_given_for_static_is_called_so():
+    value = with_run(comparison(), actions=0)
+    static = replace(value["hpa"], name="static", policy="static")
+    tuning = replace(value.tuning, sweeps={}, initial_replicas=7)
+    value = replace(value, policies=(*value.policies, static), tuning=tuning)
+    (note,) = said(value, "never changed")
+    assert note.endswith("the 7 replicas that everybody starts with, which were given for static.")
 
 
 def test_a_configured_count_is_called_so():
