@@ -137,6 +137,11 @@ def _training_notes(comparison: Comparison) -> Iterator[str]:
             yield (
                 f"{outcome.name} was trained on the very load that is compared here: hindsight too."
             )
+        if settings.get("beats its base rule") is False:
+            yield (
+                f"{outcome.name} holds its base rule alone: no network did better in training, so "
+                "its figures are those of that rule under the guardrails."
+            )
         trained_with = settings.get("trained with", comparison.profile.name)
         if trained_with != comparison.profile.name:
             yield (

@@ -82,6 +82,7 @@ def trained_from(policy: str) -> dict[str, object]:
         "trained with": manifest.profile,
         "steps": manifest.steps,
         "simulated hours": manifest.steps * float(str(manifest.codec["tick_s"])) / 3600,
+        "beats its base rule": manifest.results.beats_base,
     }
 
 

@@ -300,6 +300,12 @@ def test_a_policy_that_meets_the_load_it_learned_is_called_hindsight():
     assert not any("trained on the very load" in note for note in notes(with_settings({})))
 
 
+@pytest.mark.parametrize(("beats", "told"), [(False, True), (True, False)])
+def test_a_bundle_without_a_network_that_won_is_called_its_base_rule(beats, told):
+    found = notes(with_settings({"beats its base rule": beats}))
+    assert any("mine holds its base rule alone" in note for note in found) is told
+
+
 def test_a_policy_on_a_fleet_that_it_never_saw_is_told():
     strange = with_settings({"trained with": "another-fleet"})
     assert any("mine was trained with the profile another-fleet" in n for n in notes(strange))
