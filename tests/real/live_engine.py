@@ -11,6 +11,10 @@ LATENCIES_S = (0.03, 0.05, 0.055, 0.2)
 """TTFT in turn: a quarter in 0.02..0.04, half in 0.04..0.06, a quarter in 0.1..0.25."""
 
 
+AT_WORK = 5
+"""Requests in flight, at any time."""
+
+
 class LiveEngine:
     """Finishes requests at a steady rate, brought up to date at every scrape.
 
@@ -49,5 +53,5 @@ class LiveEngine:
                 self.done += 1
             if self.first_seen is None:
                 self.first_seen = self.done
-            self._page.running.set(5)
+            self._page.running.set(AT_WORK)
             return Answer(self._page.text().encode())

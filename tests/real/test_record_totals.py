@@ -12,7 +12,7 @@ from typer.main import get_command
 from envs.workloads.recorded import from_telemetry
 from tests.live.engine_page import serving
 from tests.real.controller import reach
-from tests.real.live_engine import LiveEngine
+from tests.real.live_engine import AT_WORK, LiveEngine
 from tests.real.prometheus import Prometheus, Scrape
 from tuner.cli import app
 from tuner.data.telemetry import read_telemetry
@@ -86,6 +86,7 @@ def test_totals_equal_the_counters_over_restarts_of_prometheus_and_of_an_engine(
         assert sum(sum(row[f"{name}_counts"] or []) for row in rows) == done
     rebuilt = from_telemetry(recorded, seed=1)
     assert (rebuilt.left_out, rebuilt.trace.gaps) == (0, ())
-    assert len(rebuilt.trace) == done
+    # Where the first window holds one engine only, the other comes with what it has at work.
+    assert len(rebuilt.trace) - done in (0, AT_WORK)
     assert rebuilt.trace.prompt_tokens.sum() == 24 * done
     assert rebuilt.trace.output_tokens.sum() == 16 * done
