@@ -9,7 +9,7 @@ the way is a point of the oracle's frontier.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -45,6 +45,8 @@ PILOT = 8.0
 """The price of the plan that shows how long drains take."""
 ROUNDS = 2
 """Times that the price is narrowed down around each goal; each halves the gap, in logarithms."""
+HELD = 0.0
+"""Stands for the price of the plan that was not made by one: nothing moves."""
 BEYOND = 4.0
 """Factor on the last price where no price or every price reaches a goal."""
 
@@ -130,8 +132,7 @@ class _Planner:
         found: dict[float, OraclePoint] = {}
         known: dict[bytes, tuple[RunDigest, ...]] = {}
 
-        def add(prices: Sequence[float]) -> None:
-            plans = {price: self._plan(start, price, drain) for price in prices}
+        def add(plans: dict[float, Plan]) -> None:
             # Neighbouring prices often give the same plan.
             first = {plan.wanted.tobytes(): price for price, plan in reversed(plans.items())}
             new = {price: plans[price] for key, price in first.items() if key not in known}
@@ -141,9 +142,14 @@ class _Planner:
                 runs = known[plan.wanted.tobytes()]
                 found[price] = OraclePoint(self._gpu_s(price), plan, runs)
 
-        add([price * unit for price in prices])
+        def planned(prices: Iterable[float]) -> dict[float, Plan]:
+            return {price: self._plan(start, price, drain) for price in prices}
+
+        add(planned(price * unit for price in prices))
         for _ in range(ROUNDS):
-            add(list(dict.fromkeys(_next_prices(found, goals))))
+            add(planned(_next_prices(found, goals)))
+        # The table is a guess, so a fleet that never moves may do better than any plan made of it.
+        add({HELD: self._held()})
         return Frontier(tuple(found[price] for price in sorted(found)))
 
     def _plan(self, start: Start, price: float, drain: float) -> Plan:
@@ -151,6 +157,12 @@ class _Planner:
         first = self.config.initial_replicas
         missed = missed_within(self.table.missed, round(AHEAD_S / self.config.tick_s))
         return cheapest_plan(missed, start, price=price, first=first, drain=drain)
+
+    def _held(self) -> Plan:
+        """The fleet that everybody begins with, kept."""
+        assert self.config.initial_replicas is not None
+        counts = np.full(len(self.table.missed), self.config.initial_replicas, dtype=np.int64)
+        return Plan(serving=counts, wanted=counts)
 
     def _runs(
         self, plans: Mapping[float, Plan], seeds: Sequence[int], block_s: float | None = None
@@ -163,6 +175,8 @@ class _Planner:
             for seed in seeds:
                 job = Job(self.name, self.name, fleet.options, self.config, seed)
                 plan = f"plan at {fleet.price_gpu_s:.3g} GPU-s per request in time"
+                if price == HELD:
+                    plan = "the first fleet, kept"
                 label = f"bound {self.name}: seed {seed}, {plan}"
                 tasks.append(RunTask(runner, self.trace, self.profile, job, label, block_s=block_s))
         runs = self.cells.run(tasks, self.jobs, self.watch)

@@ -129,6 +129,15 @@ def test_no_fixed_fleet_holds_a_goal_for_less_and_instant_starts_cost_no_more(or
         assert regret(bound.goal, static, oracles) > 1.1
 
 
+@pytest.mark.parametrize("name", [INSTANT, CLAIRVOYANT])
+def test_the_fleet_of_the_start_kept_is_one_of_the_plans(oracles, name):
+    # No plan made from a guess may make the bound dearer than a fleet that never moves.
+    (held,) = [point for point in oracles.frontiers[name].points if point.price_gpu_s == 0]
+    assert (held.plan.wanted == RUN.initial_replicas).all()
+    assert held.figures.actions == 0
+    assert oracles.frontiers[name].reaching(held.attainment).point.gpu_hours <= held.gpu_hours
+
+
 def test_orders_before_the_surge_and_leaves_after_it(oracles):
     plan = oracles.outcomes(CLAIRVOYANT)[-1].point.plan
     most = plan.wanted[BEGIN:END].max()
